@@ -1,0 +1,24 @@
+//! Larder: a replicated in-memory cache. An acknowledged write is on disk at a majority; a read is never stale.
+//!
+//! # The code map, in reading order
+//!
+//! | layer | module | what it is |
+//! |---|---|---|
+//! | 0 | [`error`], [`time`], [`observe`], [`proto`] | what everything may use |
+//! | 1 | [`state`] | PURE: what a command means. No clock, file, socket, thread, random |
+//! | 1 | [`store`] | what is on disk: the log on sled, the vote, the identity, the snapshots. Knows bytes, not commands |
+//! | 2 | [`raft`] | openraft between the two: proposing, reading, peers. Nothing else names openraft |
+//! | 3 | [`service`] | the seam `Cache`: here, or on the leader |
+//! | 3 | [`cluster`] | who am I, who are they: identity, genesis |
+//! | 4 | [`api`], [`client`] | gRPC and HTTP; the Rust client |
+//! | 5 | [`config`], [`server`], [`bench`] | settings; building, starting and stopping a node; the load harness |
+//! | 6 | `main`, [`cmd`] | the command line |
+//!
+//! A module imports only from lower layers; `tests/layers.rs` enforces it.
+
+pub mod error;
+pub mod proto;
+pub mod service;
+pub mod state;
+pub mod store;
+pub mod time;

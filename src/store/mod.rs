@@ -1,0 +1,2 @@
+//! What is on disk (placeholder chapter, replaced with the log).
+pub mod identity;
