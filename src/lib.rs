@@ -16,10 +16,12 @@
 //!
 //! A module imports only from lower layers; `tests/layers.rs` enforces it.
 
+pub mod cluster;
 pub mod config;
 pub mod error;
 pub mod observe;
 pub mod proto;
+pub mod raft;
 pub mod service;
 pub mod state;
 pub mod store;
