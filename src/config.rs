@@ -15,6 +15,7 @@ use std::{collections::BTreeMap, fmt, fs, net::SocketAddr, path::Path, path::Pat
 use serde::{Deserialize, Deserializer, de};
 
 use crate::{
+    cluster::slot::{PeerAddress, PeerMap},
     error::{Error, Result},
     observe::tracing::{LogFormat, parse_level},
 };
@@ -41,8 +42,9 @@ pub struct RawConfig {
     /// This node's slot.
     #[serde(default, deserialize_with = "text_or_number")]
     pub slot: Option<String>,
-    /// Every peer, oneself included.
-    pub peers: Option<Peers>,
+    /// `slot=host:port,...` of every peer, oneself included; in a file also a table.
+    #[serde(default, deserialize_with = "text_or_table")]
+    pub peers: Option<String>,
     /// Where the node keeps its data.
     pub data_dir: Option<PathBuf>,
     /// `address:port` for clients.
@@ -144,8 +146,8 @@ impl RawConfig {
 pub struct ServeConfig {
     /// This node's slot; one of `peers`.
     pub slot: String,
-    /// Slot -> `host:port` of the peers' traffic. One or three, oneself included.
-    pub peers: BTreeMap<String, String>,
+    /// Where every peer is dialled. One or three, oneself included.
+    pub peers: PeerMap,
     /// Where the node keeps its data.
     pub data_dir: PathBuf,
     /// Where clients connect.
@@ -176,9 +178,8 @@ impl ServeConfig {
     /// The `host:port` that clients are told: as configured, else this node's own peer host with the client port.
     pub fn advertised_client(&self) -> String {
         self.advertise_client.clone().unwrap_or_else(|| {
-            let own = self.peers.get(&self.slot).map_or("127.0.0.1", String::as_str);
-            let host = own.rsplit_once(':').map_or(own, |(host, _)| host);
-            format!("{host}:{}", self.client_addr.port())
+            let host = self.peers.own_address().host.clone();
+            PeerAddress { host, port: self.client_addr.port() }.to_string()
         })
     }
 }
@@ -188,11 +189,14 @@ impl TryFrom<RawConfig> for ServeConfig {
 
     fn try_from(raw: RawConfig) -> Result<Self> {
         let slot = required("slot", raw.slot, "this node's slot, such as 0")?;
-        let Peers(peers) = required("peers", raw.peers, "slot=host:port of every peer, oneself included")?;
-        check_members(&slot, &peers)?;
+        let peers = required("peers", raw.peers, "slot=host:port of every peer, oneself included")?;
+        let peers =
+            PeerMap::parse(&slot, &peers).map_err(|error| Error::Invalid(format!("peers: {error}")))?;
         let advertise_client = raw.advertise_client;
         if let Some(address) = &advertise_client {
-            host_and_port("advertise_client", address)?;
+            address.parse::<PeerAddress>().map_err(|why| {
+                Error::Invalid(format!("advertise_client = \"{address}\" is not host:port: {why}"))
+            })?;
         }
         let log_level = raw.log_level.unwrap_or_else(|| "info".to_owned());
         parse_level(&log_level).map_err(|error| Error::Invalid(format!("log_level: {error}")))?;
@@ -270,22 +274,6 @@ impl ServeConfig {
     }
 }
 
-/// This slot among the peers, and a number of them that this release can run.
-fn check_members(slot: &str, peers: &BTreeMap<String, String>) -> Result<()> {
-    if !peers.contains_key(slot) {
-        let known = peers.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-        return Err(Error::Invalid(format!(
-            "slot = {slot}: it is none of the peers ({known}); list this node in peers too"
-        )));
-    }
-    match peers.len() {
-        1 | 3 => Ok(()),
-        count => Err(Error::Invalid(format!(
-            "peers names {count} nodes; this release runs clusters of 1 or 3; list all of them, oneself included"
-        ))),
-    }
-}
-
 fn required<T>(key: &str, value: Option<T>, what: &str) -> Result<T> {
     let (flag, variable) = (key.replace('_', "-"), key.to_uppercase());
     value.ok_or_else(|| {
@@ -300,89 +288,6 @@ fn socket(key: &str, value: Option<String>, default_port: u16) -> Result<SocketA
             "{key} = \"{value}\": give an IP address and a port, such as 0.0.0.0:{default_port} or [::]:{default_port}"
         ))
     })
-}
-
-/// Checks `host:port`: a name or address that others can dial, and a port other than 0.
-fn host_and_port(key: &str, value: &str) -> Result<()> {
-    let port = |port: &str| port.parse::<u16>().is_ok_and(|port| port != 0);
-    let host = |host: &str| match host.strip_prefix('[').map(|h| h.strip_suffix(']')) {
-        Some(address) => address.is_some_and(|a| a.parse::<std::net::Ipv6Addr>().is_ok()),
-        None => !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)),
-    };
-    if value.rsplit_once(':').is_some_and(|(h, p)| host(h) && port(p)) {
-        return Ok(());
-    }
-    Err(Error::Invalid(format!(
-        "{key}: \"{value}\" is no host:port, such as larder-0.larder:7401 or 10.0.0.7:7401"
-    )))
-}
-
-/// Slot -> `host:port` of every peer. As text: `0=a:7401,1=b:7401,2=c:7401`; in a file also as a table.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Peers(pub BTreeMap<String, String>);
-
-impl Peers {
-    /// Takes one `slot=host:port`. The rules for slots are in one place, this one.
-    fn add(&mut self, slot: &str, address: &str) -> Result<()> {
-        let is_slot = !slot.is_empty()
-            && slot.len() <= 63
-            && slot.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-        if !is_slot {
-            return Err(Error::Invalid(format!(
-                "peers: \"{slot}\" is no slot; give a number such as 0, or a short name of a-z, 0-9 and -"
-            )));
-        }
-        host_and_port("peers", address)?;
-        if let Some((other, _)) = self.0.iter().find(|(_, known)| *known == address) {
-            return Err(Error::Invalid(format!(
-                "peers: slots {other} and {slot} have the same address {address}"
-            )));
-        }
-        match self.0.insert(slot.to_owned(), address.to_owned()) {
-            None => Ok(()),
-            Some(_) => Err(Error::Invalid(format!("peers: slot {slot} is given twice"))),
-        }
-    }
-}
-
-impl FromStr for Peers {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let mut peers = Self::default();
-        for peer in text.split(',').map(str::trim).filter(|peer| !peer.is_empty()) {
-            let (slot, address) = peer.split_once('=').ok_or_else(|| {
-                Error::Invalid(format!("peers: \"{peer}\" is no slot=host:port, such as 0=10.0.0.7:7401"))
-            })?;
-            peers.add(slot.trim(), address.trim())?;
-        }
-        Ok(peers)
-    }
-}
-
-impl<'de> Deserialize<'de> for Peers {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(
-            untagged,
-            expecting = "peers: give \"slot=host:port,...\" or a table of slot = \"host:port\""
-        )]
-        enum Form {
-            Text(String),
-            Table(BTreeMap<String, String>),
-        }
-        match Form::deserialize(deserializer)? {
-            Form::Text(text) => text.parse().map_err(de::Error::custom),
-            Form::Table(table) => {
-                let mut peers = Self::default();
-                table
-                    .iter()
-                    .try_for_each(|(slot, address)| peers.add(slot, address))
-                    .map_err(de::Error::custom)?;
-                Ok(peers)
-            }
-        }
-    }
 }
 
 /// A number of bytes. As text: plain, or with Ki, Mi, Gi, Ti (powers of 1024) or k, M, G, T (powers of 1000).
@@ -444,6 +349,24 @@ fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<S
     Ok(Some(match Form::deserialize(deserializer)? {
         Form::Number(number) => number.to_string(),
         Form::Text(text) => text,
+    }))
+}
+
+/// A list of peers, as the text that the flag takes.
+fn text_or_table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "peers: give \"slot=host:port,...\" or a table of slot = \"host:port\"")]
+    enum Form {
+        Text(String),
+        Table(BTreeMap<String, String>),
+    }
+    Ok(Some(match Form::deserialize(deserializer)? {
+        Form::Text(text) => text,
+        Form::Table(table) => {
+            let peers: Vec<String> =
+                table.iter().map(|(slot, address)| format!("{slot}={address}")).collect();
+            peers.join(",")
+        }
     }))
 }
 

@@ -16,6 +16,7 @@
 //!
 //! A module imports only from lower layers; `tests/layers.rs` enforces it.
 
+pub mod api;
 pub mod cluster;
 pub mod config;
 pub mod error;
