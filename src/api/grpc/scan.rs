@@ -100,7 +100,7 @@ impl Cursor {
             self.left = self.left.map(|left| left - 1);
             let key = Bytes::copy_from_slice(key);
             self.after = key.clone();
-            let ttl_ms = convert::ttl_ms(&found, self.clock_ms);
+            let ttl_ms = convert::ttl_ms(found, self.clock_ms);
             entries.push(pb::Entry { key, value, version: found.version, ttl_ms });
         }
         (entries, true)

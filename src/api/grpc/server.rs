@@ -34,49 +34,47 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// `Invalid` if the compiled-in descriptors cannot be read; nothing that a client does ends it.
-pub fn serve(
+pub async fn serve(
     listener: TcpListener,
     deps: Deps,
     shutdown: impl Future<Output = ()> + Send,
-) -> impl Future<Output = Result<()>> + Send {
-    async move {
-        let limits = deps.limits.clone();
-        let stopping = CancellationToken::new();
-        let server = Server {
-            dispatch: Dispatch::new(deps, stopping.clone())?,
-            http: http(&limits),
-            stopping,
-            drain: limits.drain,
+) -> Result<()> {
+    let limits = deps.limits.clone();
+    let stopping = CancellationToken::new();
+    let server = Server {
+        dispatch: Dispatch::new(deps, stopping.clone())?,
+        http: http(&limits),
+        stopping,
+        drain: limits.drain,
+    };
+    let connections = Arc::new(Semaphore::new(limits.connections));
+    // Every connection holds a sender: the channel closes when the last one is gone.
+    let (open, mut all_closed) = mpsc::channel::<()>(1);
+    let mut shutdown = pin!(shutdown);
+    loop {
+        let accepted = async {
+            let permit = Arc::clone(&connections).acquire_owned().await;
+            (listener.accept().await, permit)
         };
-        let connections = Arc::new(Semaphore::new(limits.connections));
-        // Every connection holds a sender: the channel closes when the last one is gone.
-        let (open, mut all_closed) = mpsc::channel::<()>(1);
-        let mut shutdown = pin!(shutdown);
-        loop {
-            let accepted = async {
-                let permit = Arc::clone(&connections).acquire_owned().await;
-                (listener.accept().await, permit)
-            };
-            let (accepted, permit) = tokio::select! {
-                accepted = accepted => accepted,
-                () = &mut shutdown => break,
-            };
-            match accepted {
-                Ok((stream, _)) => {
-                    let (server, open) = (server.clone(), open.clone());
-                    tokio::spawn(async move {
-                        server.connection(stream).await;
-                        drop((open, permit));
-                    });
-                }
-                Err(error) => accept_failed(&error).await,
+        let (accepted, permit) = tokio::select! {
+            accepted = accepted => accepted,
+            () = &mut shutdown => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let (server, open) = (server.clone(), open.clone());
+                tokio::spawn(async move {
+                    server.connection(stream).await;
+                    drop((open, permit));
+                });
             }
+            Err(error) => accept_failed(&error).await,
         }
-        drop((listener, open));
-        server.stopping.cancel();
-        all_closed.recv().await;
-        Ok(())
     }
+    drop((listener, open));
+    server.stopping.cancel();
+    all_closed.recv().await;
+    Ok(())
 }
 
 /// What a connection needs.
