@@ -16,8 +16,11 @@
 //!
 //! A module imports only from lower layers; `tests/layers.rs` enforces it.
 
+pub mod api;
 pub mod cluster;
+pub mod config;
 pub mod error;
+pub mod observe;
 pub mod proto;
 pub mod raft;
 pub mod service;
