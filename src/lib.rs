@@ -19,6 +19,7 @@
 pub mod api;
 pub mod cluster;
 pub mod config;
+pub mod client;
 pub mod error;
 pub mod observe;
 pub mod proto;
