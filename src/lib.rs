@@ -16,6 +16,8 @@
 //!
 //! A module imports only from lower layers; `tests/layers.rs` enforces it.
 
+pub mod bench;
+pub mod cmd;
 pub mod error;
 pub mod proto;
 pub mod service;
