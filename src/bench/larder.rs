@@ -151,7 +151,8 @@ async fn leader(endpoints: &[Endpoint], timeout: Duration) -> Result<Endpoint> {
             Ok(None) if Instant::now() < until => {}
             Ok(None) => {
                 return Err(Error::Unavailable(
-                    "no endpoint knows a leader; see `larder status`, or use --spread to measure without one".into(),
+                    "no endpoint knows a leader; see `larder status`, or use --spread to measure without one"
+                        .into(),
                 ));
             }
             Err(error) if Instant::now() >= until => return Err(error),

@@ -110,7 +110,7 @@ impl Options {
             Pacing::Open { rate, .. } if !(rate > 0.0 && rate <= MAX_RATE) => Err(Error::Invalid(format!(
                 "the rate must be more than 0 and at most {MAX_RATE} operations a second, not {rate}"
             ))),
-            Pacing::Open { max_in_flight, .. } if max_in_flight == 0 => {
+            Pacing::Open { max_in_flight: 0, .. } => {
                 Err(Error::Invalid("at least one operation must be allowed in flight".into()))
             }
             Pacing::Open { .. } => Ok(()),

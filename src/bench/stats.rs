@@ -16,6 +16,9 @@ use super::ErrorKind;
 /// Three significant digits: an error of at most a thousandth.
 const SIGNIFICANT_DIGITS: u8 = 3;
 
+/// A latency past it is counted as this one: bounds a histogram to some 200 KiB.
+const MAX_LATENCY: Duration = Duration::from_secs(3600);
+
 /// What one request was, for its latency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
@@ -54,9 +57,11 @@ impl Counts {
     /// Counts one request that was done.
     pub(super) fn done(&mut self, class: Class, latency: Duration, operations: u64) {
         self.operations += operations;
-        let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
-        // Saturates instead of failing: the histogram grows, and an hour is within it.
-        self.latencies[class as usize].get_or_insert_with(histogram).saturating_record(micros);
+        let micros = latency.min(MAX_LATENCY).as_micros() as u64;
+        self.latencies[class as usize]
+            .get_or_insert_with(histogram)
+            .record(micros)
+            .expect("the histogram grows to any latency up to the limit");
     }
 
     /// Counts operations that failed.

@@ -197,8 +197,10 @@ impl Source {
     /// The operations of a client: the same for the same workload, seed and client.
     pub fn stream(&self, client: usize) -> Stream {
         // An odd constant spreads neighbouring clients over the whole range of seeds (as in SplitMix64).
-        let seed =
-            self.workload.seed.wrapping_add((client as u64).wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let seed = self
+            .workload
+            .seed
+            .wrapping_add((client as u64).wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let keys = self.workload.keys;
         let sampler = match self.workload.distribution {
             Distribution::Uniform => {
@@ -253,7 +255,10 @@ impl Stream {
             return Operation::Get { key };
         }
         let offset = self.rng.random_range(0..VALUE_SLACK);
-        Operation::Set { key, value: self.source.values.slice(offset..offset + self.source.workload.value_bytes) }
+        Operation::Set {
+            key,
+            value: self.source.values.slice(offset..offset + self.source.workload.value_bytes),
+        }
     }
 
     /// The next operations of one batch.

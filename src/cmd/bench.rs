@@ -8,8 +8,8 @@ use clap::ValueEnum;
 
 use crate::{
     bench::{
-        Distribution, LarderOptions, Options, Pacing, ReadConsistency, Report, Workload, WorkloadKind, connect,
-        run as run_load,
+        Distribution, LarderOptions, Options, Pacing, ReadConsistency, Report, Workload, WorkloadKind,
+        connect, run as run_load,
     },
     error::{Error, Result},
 };
@@ -58,7 +58,13 @@ pub struct Args {
     #[arg(long, env = "LARDER_BENCH_RATE", value_name = "PER_SECOND")]
     pub rate: Option<f64>,
     /// Open loop: how many requests may be in flight; one past it is not sent and counted as "overload".
-    #[arg(long, default_value_t = 4096, env = "LARDER_BENCH_MAX_IN_FLIGHT", value_name = "N", requires = "rate")]
+    #[arg(
+        long,
+        default_value_t = 4096,
+        env = "LARDER_BENCH_MAX_IN_FLIGHT",
+        value_name = "N",
+        requires = "rate"
+    )]
     pub max_in_flight: usize,
     /// How long to run before measuring, for example 2s.
     #[arg(long, default_value = "2s", env = "LARDER_BENCH_WARM_UP", value_parser = humantime::parse_duration)]
@@ -162,8 +168,7 @@ pub async fn run(args: &Args, endpoints: Vec<String>, timeout: Duration, json: b
     })
     .await?;
     let options = args.options(connected.target, timeout);
-    let report =
-        run_load(&connected.connections, &options, &mut |progress| eprintln!("{progress}")).await?;
+    let report = run_load(&connected.connections, &options, &mut |progress| eprintln!("{progress}")).await?;
     let text = to_json(&report)?;
     if let Some(path) = &args.report {
         std::fs::write(path, format!("{text}\n")).map_err(|error| {
