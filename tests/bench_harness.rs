@@ -18,8 +18,8 @@ use std::{
 use bytes::Bytes;
 use larder::{
     bench::{
-        Distribution, ErrorKind, LarderOptions, Operation, Options, Pacing, ReadConsistency, Source, Target,
-        Workload, WorkloadKind, connect, run,
+        Distribution, ErrorKind, GrpcConnection, LarderOptions, Operation, Options, Pacing, ReadConsistency,
+        Source, Target, Workload, WorkloadKind, connect, run,
     },
     error::Error,
     proto::v1::{
@@ -30,7 +30,7 @@ use larder::{
     time::{Clock, SystemClock},
 };
 use tokio::{net::TcpListener, sync::watch};
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::{StreamExt as _, wrappers::TcpListenerStream};
 use tonic::{Code, Request, Response, Status};
 
 fn workload(kind: WorkloadKind) -> Workload {
@@ -429,6 +429,39 @@ async fn the_leader_is_found_through_a_follower_and_past_a_dead_endpoint() {
     let report = run(&connected.connections, &options, &mut |_| {}).await.unwrap();
     assert!(report.operations > 0);
     assert_eq!(follower.sets.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn the_largest_values_pass_in_both_directions() {
+    let fake = Fake::default();
+    let connected = connect(&larder(vec![serve(&fake).await])).await.unwrap();
+    let workload = Workload { value_bytes: 1 << 20, keys: 3, ..workload(WorkloadKind::Mixed) };
+    let report = run(&connected.connections, &options(workload, Pacing::Closed), &mut |_| {}).await.unwrap();
+    assert!(report.latency_ms.count > 0 && report.errors.is_empty(), "{report:?}");
+}
+
+#[tokio::test]
+async fn a_broken_connection_is_made_anew() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let server = tonic::transport::Server::builder().add_service(CacheServer::new(Fake::default()));
+    // The first connection is closed as soon as it is made.
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener).skip(1)));
+    let mut connection = GrpcConnection::open(&address, Duration::from_secs(10)).await.unwrap();
+    let mut sibling = connection.clone();
+    let get = connection.method("/larder.v1.Cache/Get");
+    let request = pb::GetRequest { key: Bytes::from_static(b"k"), ..Default::default() };
+    // Depending on when it is noticed, the first call fails or already goes over the new connection.
+    for (sender, calls) in [(&mut connection, 2), (&mut sibling, 2)] {
+        let mut last = Err(ErrorKind::TIMEOUT);
+        for _ in 0..calls {
+            last = sender.unary::<_, pb::GetResponse>(&get, &request).await;
+        }
+        assert!(last.is_ok(), "{last:?}");
+    }
+    let delete = connection.method("/larder.v1.Cache/Delete");
+    let refused = connection.unary::<_, pb::DeleteResponse>(&delete, &pb::DeleteRequest::default()).await;
+    assert_eq!(refused, Err(ErrorKind("unimplemented")));
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use larder::proto::v1::{Role, StatusRequest, cluster_client::ClusterClient};
+use larder::proto::v1::{Role, StatusRequest, StatusResponse, cluster_client::ClusterClient};
 use tokio::time::{Instant, sleep};
 
 use super::{etcd, http};
@@ -159,33 +159,24 @@ impl Cluster {
     }
 
     async fn leads(&self, node: &Node) -> Result<bool> {
-        let url = format!("http://{}", node.client);
         Ok(match self.system {
-            System::Larder => {
-                let status = ClusterClient::connect(url).await?.status(StatusRequest {}).await?;
-                status.into_inner().role() == Role::Leader
-            }
-            System::Etcd => {
-                let status = etcd::connect(&url, TIMEOUT).await?.status().await?;
-                status.knows_a_leader() && status.leads()
-            }
+            System::Larder => larder_status(node.client).await?.role() == Role::Leader,
+            System::Etcd => etcd::status(&node.client.to_string(), TIMEOUT).await?.leads(),
         })
     }
 
     /// The system's release, as a node tells it.
     pub(crate) async fn release(&self) -> Result<String> {
-        let url = self.url(0);
+        let client = self.nodes[0].client;
         Ok(match self.system {
-            System::Larder => {
-                ClusterClient::connect(url).await?.status(StatusRequest {}).await?.into_inner().release
-            }
-            System::Etcd => etcd::connect(&url, TIMEOUT).await?.status().await?.version,
+            System::Larder => larder_status(client).await?.release,
+            System::Etcd => etcd::status(&client.to_string(), TIMEOUT).await?.version,
         })
     }
 
-    /// `http://host:port` of a node's client port.
-    pub(crate) fn url(&self, node: usize) -> String {
-        format!("http://{}", self.nodes[node].client)
+    /// `host:port` of a node's client port.
+    pub(crate) fn client(&self, node: usize) -> String {
+        self.nodes[node].client.to_string()
     }
 
     /// A node's metrics.
@@ -215,6 +206,11 @@ impl Drop for Cluster {
         let _ = fs::remove_file(&self.pids);
         let _ = fs::remove_dir_all(&self.data);
     }
+}
+
+async fn larder_status(client: SocketAddr) -> Result<StatusResponse> {
+    let mut cluster = ClusterClient::connect(format!("http://{client}")).await?;
+    Ok(cluster.status(StatusRequest {}).await?.into_inner())
 }
 
 impl System {

@@ -1,21 +1,12 @@
-//! etcd as a target: the few messages of its API that are needed, declared by hand, over the same gRPC library and with the
-//! same settings as Larder.
+//! etcd as a target: the few messages of its API that are needed, declared by hand, over the same client code
+//! as Larder.
 
 use std::time::Duration;
 
+use anyhow::{Result, anyhow};
 use bytes::Bytes;
 use futures::future::try_join_all;
-use larder::bench::{ErrorKind, Operation, Target};
-use tonic::{
-    Request, Status,
-    client::Grpc,
-    codegen::http::uri::PathAndQuery,
-    transport::{Channel, Endpoint},
-};
-use tonic_prost::ProstCodec;
-
-/// As for Larder.
-const WINDOW_BYTES: u32 = 4 << 20;
+use larder::bench::{ErrorKind, GrpcConnection, GrpcMethod, Operation, Target};
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct PutRequest {
@@ -89,58 +80,40 @@ impl StatusResponse {
     pub(crate) fn leads(&self) -> bool {
         self.leader != 0 && self.header.as_ref().is_some_and(|header| header.member_id == self.leader)
     }
-
-    /// Whether it knows a leader.
-    pub(crate) fn knows_a_leader(&self) -> bool {
-        self.leader != 0
-    }
 }
 
 /// One sender on one connection.
 #[derive(Clone)]
 pub(crate) struct EtcdTarget {
-    grpc: Grpc<Channel>,
+    connection: GrpcConnection,
+    put: GrpcMethod,
+    range: GrpcMethod,
 }
 
-/// Opens one connection to `http://host:port`.
-pub(crate) async fn connect(url: &str, timeout: Duration) -> anyhow::Result<EtcdTarget> {
-    let channel = Endpoint::from_shared(url.to_owned())?
-        .connect_timeout(timeout)
-        .timeout(timeout)
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES)
-        .connect()
-        .await?;
-    Ok(EtcdTarget { grpc: Grpc::new(channel) })
+/// Opens one connection to `host:port`.
+pub(crate) async fn connect(address: &str, timeout: Duration) -> Result<EtcdTarget> {
+    let connection = GrpcConnection::open(address, timeout).await?;
+    let put = connection.method("/etcdserverpb.KV/Put");
+    let range = connection.method("/etcdserverpb.KV/Range");
+    Ok(EtcdTarget { connection, put, range })
 }
 
-impl EtcdTarget {
-    /// Asks the member how it is.
-    pub(crate) async fn status(&mut self) -> Result<StatusResponse, Status> {
-        self.call(StatusRequest {}, "/etcdserverpb.Maintenance/Status").await
-    }
-
-    async fn call<Q, A>(&mut self, request: Q, path: &'static str) -> Result<A, Status>
-    where
-        Q: prost::Message + Send + Sync + 'static,
-        A: prost::Message + Default + Send + Sync + 'static,
-    {
-        self.grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-        let codec = ProstCodec::<Q, A>::default();
-        let path = PathAndQuery::from_static(path);
-        self.grpc.unary(Request::new(request), path, codec).await.map(tonic::Response::into_inner)
-    }
+/// Asks a member how it is.
+pub(crate) async fn status(address: &str, timeout: Duration) -> Result<StatusResponse> {
+    let mut connection = GrpcConnection::open(address, timeout).await?;
+    let status = connection.method("/etcdserverpb.Maintenance/Status");
+    connection.unary(&status, &StatusRequest {}).await.map_err(|kind| anyhow!("etcd's status: {kind}"))
 }
 
 impl Target for EtcdTarget {
     async fn set(&mut self, key: Bytes, value: Bytes) -> Result<(), ErrorKind> {
-        let _: PutResponse = self.call(PutRequest { key, value }, "/etcdserverpb.KV/Put").await?;
+        let _: PutResponse = self.connection.unary(&self.put, &PutRequest { key, value }).await?;
         Ok(())
     }
 
     async fn get(&mut self, key: Bytes) -> Result<(), ErrorKind> {
         let request = RangeRequest { key, limit: 0, serializable: false };
-        let response: RangeResponse = self.call(request, "/etcdserverpb.KV/Range").await?;
+        let response: RangeResponse = self.connection.unary(&self.range, &request).await?;
         if response.count == 1 { Ok(()) } else { Err(ErrorKind::MISS) }
     }
 

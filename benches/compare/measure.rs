@@ -14,9 +14,6 @@ use super::{
     etcd, http,
 };
 
-/// Clients that share a connection.
-pub(crate) const CLIENTS_PER_CONNECTION: usize = 8;
-
 /// Different keys.
 pub(crate) const KEYS: u64 = 10_000;
 
@@ -33,6 +30,8 @@ pub(crate) struct Case {
     pub(crate) kind: WorkloadKind,
     /// How many clients.
     pub(crate) clients: usize,
+    /// How many of them share a connection.
+    pub(crate) clients_per_connection: usize,
 }
 
 /// One measurement.
@@ -103,10 +102,10 @@ pub(crate) async fn measure(
     seconds: u64,
 ) -> Result<Measurement> {
     let leader = cluster.leader().await?;
-    let connections = case.clients.div_ceil(CLIENTS_PER_CONNECTION);
-    let url = cluster.url(leader);
+    let connections = case.clients.div_ceil(case.clients_per_connection);
+    let address = cluster.client(leader);
     let options = Options {
-        target: format!("{system}, the leader at {url}"),
+        target: format!("{system}, the leader at {address}"),
         workload: Workload {
             kind: case.kind,
             get_ratio: 0.0,
@@ -126,7 +125,7 @@ pub(crate) async fn measure(
     let (report, spent) = match system {
         System::Larder => {
             let how = LarderOptions {
-                endpoints: vec![url],
+                endpoints: vec![address],
                 connections,
                 spread: false,
                 consistency: ReadConsistency::Linearizable,
@@ -137,7 +136,7 @@ pub(crate) async fn measure(
         System::Etcd => {
             let mut targets = Vec::with_capacity(connections);
             for _ in 0..connections {
-                targets.push(etcd::connect(&url, TIMEOUT).await?);
+                targets.push(etcd::connect(&address, TIMEOUT).await?);
             }
             drive(cluster, leader, &targets, &options).await?
         }

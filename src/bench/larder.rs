@@ -1,18 +1,18 @@
-//! Larder as a target: over gRPC with the generated stubs, without the client library, so that what is measured is
-//! the server and as little client as possible.
+//! Larder as a target: the generated messages over [`GrpcConnection`], without the client library, so that what is
+//! measured is the server and as little client as possible. Only the leader is asked for with the generated stubs.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 use tonic::transport::{Channel, Endpoint};
 
-use super::{ErrorKind, Operation, Target};
+use super::{ErrorKind, GrpcConnection, GrpcMethod, Operation, Target};
 use crate::{
     error::{Error, Result},
     proto::v1::{
-        BatchOperation, BatchRequest, Consistency, GetRequest, MembersRequest, ReadOptions, Role, SetRequest,
-        StatusRequest, batch_operation, batch_result, cache_client::CacheClient,
+        BatchOperation, BatchRequest, BatchResponse, Consistency, GetRequest, GetResponse, MembersRequest,
+        ReadOptions, Role, SetRequest, SetResponse, StatusRequest, batch_operation, batch_result,
         cluster_client::ClusterClient,
     },
 };
@@ -25,9 +25,6 @@ const LEADER_WAIT: Duration = Duration::from_secs(10);
 
 /// How long between two looks.
 const LEADER_PAUSE: Duration = Duration::from_millis(200);
-
-/// HTTP/2 windows that never stall the largest value.
-const WINDOW_BYTES: u32 = 4 << 20;
 
 /// How fresh the reads are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,16 +70,13 @@ pub struct Connected {
 }
 
 /// One sender on one connection.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct LarderTarget {
-    cache: CacheClient<Channel>,
+    connection: GrpcConnection,
     read: ReadOptions,
-}
-
-impl fmt::Debug for LarderTarget {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LarderTarget").field("read", &self.read).finish_non_exhaustive()
-    }
+    set: GrpcMethod,
+    get: GrpcMethod,
+    batch: GrpcMethod,
 }
 
 /// Opens the connections: by default all to the leader, which is asked for.
@@ -102,9 +96,15 @@ pub async fn connect(options: &LarderOptions) -> Result<Connected> {
     let chosen = if options.spread { endpoints } else { vec![leader(&endpoints, options.timeout).await?] };
     let mut connections = Vec::with_capacity(options.connections);
     for endpoint in chosen.iter().cycle().take(options.connections) {
-        let channel = open(endpoint).await?;
-        let cache = CacheClient::new(channel).max_decoding_message_size(2 * WINDOW_BYTES as usize);
-        connections.push(LarderTarget { cache, read: options.consistency.options() });
+        let authority = endpoint.uri().authority().expect("an endpoint has a host and a port").as_str();
+        let connection = GrpcConnection::open(authority, options.timeout).await?;
+        connections.push(LarderTarget {
+            read: options.consistency.options(),
+            set: connection.method("/larder.v1.Cache/Set"),
+            get: connection.method("/larder.v1.Cache/Get"),
+            batch: connection.method("/larder.v1.Cache/Batch"),
+            connection,
+        });
     }
     let places: Vec<_> = chosen.iter().map(|endpoint| endpoint.uri().to_string()).collect();
     let which = if options.spread { "all endpoints" } else { "the leader" };
@@ -127,11 +127,7 @@ fn endpoint(address: &str, timeout: Duration) -> Result<Endpoint> {
     if endpoint.uri().port().is_none() {
         return Err(wrong("the port is missing"));
     }
-    Ok(endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(timeout)
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES))
+    Ok(endpoint.connect_timeout(CONNECT_TIMEOUT).timeout(timeout))
 }
 
 async fn open(endpoint: &Endpoint) -> Result<Channel> {
@@ -200,14 +196,15 @@ async fn ask(endpoint: &Endpoint, timeout: Duration) -> Result<Option<Endpoint>>
 
 impl Target for LarderTarget {
     async fn set(&mut self, key: Bytes, value: Bytes) -> Result<(), ErrorKind> {
-        self.cache.set(SetRequest { key, value, ..SetRequest::default() }).await?;
+        let request = SetRequest { key, value, ..SetRequest::default() };
+        let _: SetResponse = self.connection.unary(&self.set, &request).await?;
         Ok(())
     }
 
     async fn get(&mut self, key: Bytes) -> Result<(), ErrorKind> {
         let request = GetRequest { key, keyspace: String::new(), read: Some(self.read) };
-        let response = self.cache.get(request).await?;
-        if response.into_inner().found { Ok(()) } else { Err(ErrorKind::MISS) }
+        let response: GetResponse = self.connection.unary(&self.get, &request).await?;
+        if response.found { Ok(()) } else { Err(ErrorKind::MISS) }
     }
 
     async fn batch(&mut self, operations: Vec<Operation>) -> Result<(), ErrorKind> {
@@ -226,7 +223,7 @@ impl Target for LarderTarget {
             })
             .collect();
         let request = BatchRequest { operations, read: Some(self.read) };
-        let results = self.cache.batch(request).await?.into_inner().results;
+        let BatchResponse { results, .. } = self.connection.unary(&self.batch, &request).await?;
         if results.len() != asked {
             return Err(ErrorKind::BAD_ANSWER);
         }

@@ -26,6 +26,7 @@
 //! Not here: starting servers (`benches/compare`), retrying (a failed operation is an error in the report), and the
 //! flags (`cmd`).
 
+mod grpc;
 mod larder;
 mod load;
 mod report;
@@ -34,6 +35,7 @@ mod target;
 mod workload;
 
 pub use self::{
+    grpc::{GrpcConnection, GrpcMethod},
     larder::{Connected, LarderOptions, LarderTarget, ReadConsistency, connect},
     load::run,
     report::{Latency, Progress, Report},

@@ -73,13 +73,3 @@ impl From<Code> for ErrorKind {
         })
     }
 }
-
-impl From<tonic::Status> for ErrorKind {
-    fn from(status: tonic::Status) -> Self {
-        // What tonic's own per-request timeout ends is CANCELLED with this text; every other cancellation is not ours.
-        if status.code() == Code::Cancelled && status.message() == "Timeout expired" {
-            return Self::TIMEOUT;
-        }
-        status.code().into()
-    }
-}
