@@ -20,6 +20,7 @@ pub mod api;
 pub mod cluster;
 pub mod config;
 pub mod client;
+pub mod bench;
 pub mod error;
 pub mod observe;
 pub mod proto;
