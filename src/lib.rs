@@ -16,8 +16,10 @@
 //!
 //! A module imports only from lower layers; `tests/layers.rs` enforces it.
 
+pub mod cluster;
 pub mod error;
 pub mod proto;
+pub mod raft;
 pub mod service;
 pub mod state;
 pub mod store;

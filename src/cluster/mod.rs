@@ -1,0 +1,16 @@
+//! Who am I, and who are they.
+//!
+//! # Purpose
+//! Before Raft can run, a node must know which cluster it belongs to and who its founders are. This module finds out.
+//!
+//! # Reading order
+//! - [`slot`]: the names of places, and the list of peers.
+//! - [`genesis`]: the decision, pure. The heart; start there.
+//! - [`run`]: the loop around it that asks, saves and publishes.
+//!
+//! # Not here
+//! The record on disk (`store::identity`), what peers check on each call (`raft::handshake`), and, in this release, joining,
+//! replacing and retiring members.
+
+pub mod genesis;
+pub mod slot;

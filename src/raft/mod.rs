@@ -1,0 +1,2 @@
+//! Raft (placeholder chapter): the handshake of peers.
+pub mod handshake;
