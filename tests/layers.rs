@@ -6,6 +6,8 @@
 //!
 //! The first test is the check; the others plant violations and expect each to be found, so that the check can fail.
 
+#![allow(clippy::unwrap_used, reason = "a test binary: a panic is its verdict")]
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -120,10 +122,13 @@ fn strip(text: &str) -> String {
             '/' if at(i + 1) == '/' => (i..chars.len()).find(|&j| at(j) == '\n').unwrap_or(chars.len()),
             '/' if at(i + 1) == '*' => end_of_block_comment(&chars, i),
             '"' => end_of_string(&chars, i),
-            'r' if !word(out.chars().last()) && (at(i + 1) == '"' || at(i + 1) == '#') => end_of_raw(&chars, i),
+            'r' if !word(out.chars().last()) && (at(i + 1) == '"' || at(i + 1) == '#') => {
+                end_of_raw(&chars, i)
+            }
             // A character literal, and not a lifetime or a label.
             '\'' if at(i + 1) == '\\' || at(i + 2) == '\'' => {
-                (i + 2 + usize::from(at(i + 1) == '\\')..chars.len()).find(|&j| at(j) == '\'').unwrap_or(i) + 1
+                (i + 2 + usize::from(at(i + 1) == '\\')..chars.len()).find(|&j| at(j) == '\'').unwrap_or(i)
+                    + 1
             }
             c => {
                 out.push(c);
@@ -175,7 +180,10 @@ fn end_of_raw(chars: &[char], start: usize) -> usize {
     }
     let closing: Vec<char> = std::iter::once('"').chain(std::iter::repeat_n('#', hashes)).collect();
     let body = start + 2 + hashes;
-    chars[body..].windows(closing.len()).position(|w| w == closing).map_or(chars.len(), |p| body + p + closing.len())
+    chars[body..]
+        .windows(closing.len())
+        .position(|w| w == closing)
+        .map_or(chars.len(), |p| body + p + closing.len())
 }
 
 /// A word or a mark of the code, with its line.
@@ -295,7 +303,10 @@ fn violations(sources: &[Source]) -> Vec<String> {
     for source in sources {
         let Some(module) = source.module() else { continue };
         if layer(&module).is_none() {
-            wrong.push(source.violation(0, &format!("module `{module}` has no layer; give it one in tests/layers.rs")));
+            wrong.push(
+                source
+                    .violation(0, &format!("module `{module}` has no layer; give it one in tests/layers.rs")),
+            );
             continue;
         }
         for named in paths(source) {
@@ -334,7 +345,9 @@ fn bad_path(module: &str, path: &[String]) -> Option<String> {
     // What is not a module is a macro or the crate's own attribute.
     let (above, below) = (layer(module)?, layer(target)?);
     let allowed = below < above || target == module || PAIRS.contains(&(module, target.as_str()));
-    (!allowed).then(|| format!("`{shown}` in `{module}` (layer {above}): `{target}` is layer {below}, not a lower one"))
+    (!allowed).then(|| {
+        format!("`{shown}` in `{module}` (layer {above}): `{target}` is layer {below}, not a lower one")
+    })
 }
 
 /// Single words that make the state impure.
@@ -351,7 +364,8 @@ fn impurities(source: &Source) -> Vec<String> {
             wrong.push(source.violation(token.line, &format!("`{text}` in `state`, which is pure")));
         }
         if UNORDERED.contains(&text) && !permitted(token.line) {
-            let ask = format!("`{text}` in `state`: say `// {UNORDERED_PERMIT} why` there, or use an ordered one");
+            let ask =
+                format!("`{text}` in `state`: say `// {UNORDERED_PERMIT} why` there, or use an ordered one");
             wrong.push(source.violation(token.line, &ask));
         }
     }
@@ -360,7 +374,9 @@ fn impurities(source: &Source) -> Vec<String> {
 
 /// sled stays behind one file, so that it can be replaced.
 fn sled_in_one_file(sources: &[Source]) -> Vec<String> {
-    let names_it = |s: &&Source| s.module().is_some() && paths(s).iter().any(|n| n.path.len() > 1 && n.path[0] == "sled");
+    let names_it = |s: &&Source| {
+        s.module().is_some() && paths(s).iter().any(|n| n.path.len() > 1 && n.path[0] == "sled")
+    };
     let files: BTreeSet<_> = sources.iter().filter(names_it).map(|s| s.path.display().to_string()).collect();
     if files.len() > 1 { vec![format!("sled is named in {files:?}; only one file may")] } else { Vec::new() }
 }
@@ -369,7 +385,8 @@ fn sled_in_one_file(sources: &[Source]) -> Vec<String> {
 fn sleeps(source: &Source, only_tests: bool) -> Vec<String> {
     let tokens = tokens(&source.code);
     let text = |i: usize| tokens.get(i).map_or("", |t| t.text.as_str());
-    let first_test = (0..tokens.len()).find(|&i| text(i) == "cfg" && text(i + 1) == "(" && text(i + 2) == "test");
+    let first_test =
+        (0..tokens.len()).find(|&i| text(i) == "cfg" && text(i + 1) == "(" && text(i + 2) == "test");
     let from = match (only_tests, first_test) {
         (true, None) => return Vec::new(),
         (true, Some(i)) => i,
@@ -434,7 +451,11 @@ fn planted_violations_are_found() {
         ("src/raft/mod.rs", "mod tests { use super::super::client::Client; }", "crate::client::Client"),
         ("src/cluster/a.rs", "use crate::service::Cache;", "not a lower one"),
         ("src/client/mod.rs", "use crate::api::grpc;", "not a lower one"),
-        ("src/main.rs", "use larder::client::Client; use larder::unheard::X; fn f() { anyhow::bail!(\"\") }", ""),
+        (
+            "src/main.rs",
+            "use larder::client::Client; use larder::unheard::X; fn f() { anyhow::bail!(\"\") }",
+            "",
+        ),
         ("src/api/grpc.rs", "use crate::proto::raft::Header;", "only [\"raft\"]"),
         ("src/service/a.rs", "use crate::proto::v1 as pb;", "may name it"),
         ("src/raft/a.rs", "use crate::proto::{raft as pb, v1};", "crate::proto::v1"),
@@ -463,11 +484,20 @@ fn planted_violations_are_found() {
 #[test]
 fn what_is_allowed_is_not_flagged() {
     let fine = [
-        ("src/state/a.rs", "// use crate::store::Log;\n/* tokio::spawn */ const S: &str = \"crate::raft::x\";"),
-        ("src/state/a.rs", "const R: &str = r#\"use \"sled::Db\"\"#; const C: char = '\"'; fn f<'a>(x: &'a str) {}"),
+        (
+            "src/state/a.rs",
+            "// use crate::store::Log;\n/* tokio::spawn */ const S: &str = \"crate::raft::x\";",
+        ),
+        (
+            "src/state/a.rs",
+            "const R: &str = r#\"use \"sled::Db\"\"#; const C: char = '\"'; fn f<'a>(x: &'a str) {}",
+        ),
         ("src/state/a.rs", "// lookup only: never iterated\nlet m: HashMap<u8, u8>;"),
         ("src/state/a/b.rs", "use super::super::command::Command; use crate::error::Error;"),
-        ("src/raft/mod.rs", "use crate::{state::{self, Command}, store::Log, proto::raft as pb}; use openraft::Raft;"),
+        (
+            "src/raft/mod.rs",
+            "use crate::{state::{self, Command}, store::Log, proto::raft as pb}; use openraft::Raft;",
+        ),
         ("src/server.rs", "use crate::{config::Config, api::grpc};"),
         ("src/store/sled_log.rs", "use sled::Db;"),
         ("src/lib.rs", "pub mod anything;"),
@@ -479,13 +509,15 @@ fn what_is_allowed_is_not_flagged() {
 
 #[test]
 fn a_second_file_with_sled_is_found() {
-    let two = [Source::new("src/store/a.rs", "use sled::Db;"), Source::new("src/store/b.rs", "use sled::Tree;")];
+    let two =
+        [Source::new("src/store/a.rs", "use sled::Db;"), Source::new("src/store/b.rs", "use sled::Tree;")];
     assert!(violations(&two).join("\n").contains("only one file"));
 }
 
 #[test]
 fn a_planted_sleep_is_found() {
-    let planted = "fn f() { std::thread::sleep(d) }\n#[cfg(test)]\nmod tests { fn g() { tokio::time::sleep(d); } }";
+    let planted =
+        "fn f() { std::thread::sleep(d) }\n#[cfg(test)]\nmod tests { fn g() { tokio::time::sleep(d); } }";
     let source = Source::new("src/raft/a.rs", planted);
     assert_eq!(sleeps(&source, true).len(), 1, "in the tests of a file");
     assert_eq!(sleeps(&source, false).len(), 2, "anywhere in a test file");
