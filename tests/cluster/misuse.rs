@@ -83,18 +83,18 @@ async fn the_data_directory_of_another_node_is_refused() {
     cluster.kill_all();
 
     // Another slot's, in the same cluster.
-    let (own, other) = (cluster.nodes[0].data.clone(), cluster.nodes[1].data.display().to_string());
-    set_data_dir(&mut cluster.nodes[0], &other);
+    let (own, other) = (cluster.nodes[0].data.clone(), cluster.nodes[1].data.clone());
+    cluster.nodes[0].set_data_dir(&other);
     cluster.nodes[0].start();
     let exit = cluster.nodes[0].exit(SOON).await;
     assert_exit(&exit, 1, &["slot"]);
-    set_data_dir(&mut cluster.nodes[0], &own.display().to_string());
+    cluster.nodes[0].set_data_dir(&own);
 
     // One that runs already, so that two processes would share it.
     cluster.start_all();
     cluster.wait_ready().await;
     let mut second = Cluster::prepare(&Options { nodes: 1, ..Options::default() });
-    set_data_dir(&mut second.nodes[0], &own.display().to_string());
+    second.nodes[0].set_data_dir(&own);
     second.nodes[0].start();
     let exit = second.nodes[0].exit(SOON).await;
     assert_exit(&exit, 1, &[]);
@@ -112,8 +112,7 @@ async fn the_data_directory_of_another_cluster_never_mixes_in() {
     second.nodes[2].kill();
 
     // The slot is right, the cluster is not: it must neither be led here nor lead here.
-    let foreign = second.nodes[2].data.display().to_string();
-    set_data_dir(&mut first.nodes[2], &foreign);
+    first.nodes[2].set_data_dir(&second.nodes[2].data);
     first.nodes[2].start();
     let why = crate::harness::eventually(
         "the foreign node to end, or to say why it is not ready",
@@ -152,13 +151,6 @@ async fn a_newer_format_and_a_damaged_identity_are_refused() {
     std::fs::write(&file, &good).unwrap();
     cluster.nodes[0].start();
     cluster.wait_ready().await;
-}
-
-/// Points a node at another data directory.
-fn set_data_dir(node: &mut Node, dir: &str) {
-    let at = node.args.iter().position(|arg| arg == "--data-dir").unwrap();
-    node.args[at + 1] = dir.to_owned();
-    node.data = dir.into();
 }
 
 /// The exit code is right, and what was said holds these words and is no panic.

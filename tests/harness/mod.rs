@@ -7,7 +7,7 @@
 //! - What clients saw is judged exactly ([`history`]): each key is a register with unique values.
 //!
 //! Shared by the test binaries `cluster` and `chaos`, each of which uses a part of it.
-#![allow(dead_code, reason = "each test binary uses its part of the harness")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses its part of the harness")]
 
 mod cluster;
 pub mod history;
@@ -18,6 +18,6 @@ mod wait;
 
 pub use cluster::{Cluster, Options};
 pub use load::{Load, Workload};
-pub use node::{Exit, Node, larder};
+pub use node::{Exit, Node, larder, signal};
 pub use rpc::{Failure, Rpc};
 pub use wait::{alone, eventually, shared};

@@ -78,6 +78,13 @@ impl Node {
         7400 + u16::try_from(slot).unwrap() * 10 + kind
     }
 
+    /// Points the node at another data directory.
+    pub fn set_data_dir(&mut self, dir: &Path) {
+        let at = self.args.iter().position(|arg| arg == "--data-dir").expect("every node has one");
+        self.args[at + 1] = dir.display().to_string();
+        self.data = dir.to_owned();
+    }
+
     /// `host:port` for clients.
     pub fn endpoint(&self) -> String {
         format!("{}:{}", self.address, Self::port(self.slot, 0))
