@@ -1,0 +1,167 @@
+//! What an operator gets wrong ends with the right exit code and a sentence that says what to do.
+
+use std::{net::TcpListener, time::Duration};
+
+use crate::harness::{Cluster, Exit, Node, Options, alone, larder, shared};
+
+/// How long a process that cannot start may take to say so.
+const SOON: Duration = Duration::from_secs(10);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_than_one_or_three_peers_is_a_usage_error() {
+    let _machine = shared().await;
+    for nodes in [2, 4] {
+        let mut cluster = Cluster::prepare(&Options { nodes, ..Options::default() });
+        cluster.nodes[0].start();
+        let exit = cluster.nodes[0].exit(SOON).await;
+        assert_exit(&exit, 2, &["1 or 3"]);
+        assert!(!cluster.nodes[0].data.join("identity").exists(), "nothing was formatted");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_flags_and_settings_are_usage_errors() {
+    let _machine = shared().await;
+    let bad: [&[&str]; 5] = [
+        &["serve", "--no-such-flag"],
+        &["serve", "--slot", "7", "--peers", "0=127.0.0.1:1", "--data-dir", "/nonexistent"],
+        &["serve", "--slot", "0", "--peers", "nonsense", "--data-dir", "/nonexistent"],
+        &["serve", "--slot", "0", "--peers", "0=127.0.0.1:1", "--client-addr", "nowhere"],
+        &["no-such-command"],
+    ];
+    for args in bad {
+        let output = larder().args(args).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+        assert!(said.len() > 20 && !said.contains("panicked"), "{args:?}: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_key_of_the_config_file_is_an_error() {
+    let _machine = shared().await;
+    let mut cluster = Cluster::prepare(&Options { nodes: 1, ..Options::default() });
+    let file = cluster.home().join("larder.toml");
+    std::fs::write(&file, "no_such_setting = 1\n").unwrap();
+    cluster.nodes[0].args.extend(["--config".to_owned(), file.display().to_string()]);
+    cluster.nodes[0].start();
+    let exit = cluster.nodes[0].exit(SOON).await;
+    assert_exit(&exit, 2, &["no_such_setting"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn variables_of_kubernetes_do_not_disturb() {
+    let _machine = shared().await;
+    let mut cluster = Cluster::prepare(&Options { nodes: 1, ..Options::default() });
+    // What a Service named larder puts into every pod of its namespace.
+    let settings =
+        ["LARDER_PORT=tcp://10.0.0.1:7400", "LARDER_SERVICE_HOST=10.0.0.1", "LARDER_NO_SUCH_THING=1"];
+    cluster.nodes[0].wrapper = ["env"].iter().chain(&settings).map(|s| (*s).to_owned()).collect();
+    cluster.nodes[0].start();
+    cluster.wait_ready().await;
+    cluster.client(0).set("key", "value").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_in_use_is_named() {
+    let _machine = shared().await;
+    for kind in 0..3 {
+        let mut cluster = Cluster::prepare(&Options { nodes: 1, ..Options::default() });
+        let address = format!("{}:{}", cluster.nodes[0].address, Node::port(0, kind));
+        let _taken = TcpListener::bind(&address).unwrap();
+        cluster.nodes[0].start();
+        let exit = cluster.nodes[0].exit(SOON).await;
+        assert_exit(&exit, 1, &[&address, "-addr"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_data_directory_of_another_node_is_refused() {
+    let _machine = alone().await;
+    let mut cluster = Cluster::start(&Options::default()).await;
+    cluster.client(0).set("key", "value").await.unwrap();
+    cluster.kill_all();
+
+    // Another slot's, in the same cluster.
+    let (own, other) = (cluster.nodes[0].data.clone(), cluster.nodes[1].data.clone());
+    cluster.nodes[0].set_data_dir(&other);
+    cluster.nodes[0].start();
+    let exit = cluster.nodes[0].exit(SOON).await;
+    assert_exit(&exit, 1, &["slot"]);
+    cluster.nodes[0].set_data_dir(&own);
+
+    // One that runs already, so that two processes would share it.
+    cluster.start_all();
+    cluster.wait_ready().await;
+    let mut second = Cluster::prepare(&Options { nodes: 1, ..Options::default() });
+    second.nodes[0].set_data_dir(&own);
+    second.nodes[0].start();
+    let exit = second.nodes[0].exit(SOON).await;
+    assert_exit(&exit, 1, &[]);
+    cluster.client(0).set("still", "served").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_data_directory_of_another_cluster_never_mixes_in() {
+    let _machine = alone().await;
+    let mut first = Cluster::start(&Options::default()).await;
+    let mut second = Cluster::start(&Options::default()).await;
+    first.client(0).set("key", "first").await.unwrap();
+    second.client(0).set("key", "second").await.unwrap();
+    first.nodes[2].kill();
+    second.nodes[2].kill();
+
+    // The slot is right, the cluster is not: it must neither be led here nor lead here.
+    first.nodes[2].set_data_dir(&second.nodes[2].data);
+    first.nodes[2].start();
+    let why = crate::harness::eventually(
+        "the foreign node to end, or to say why it is not ready",
+        SOON * 2,
+        async || match first.nodes[2].http("/readyz").await {
+            Ok((503, body)) if body.contains("cluster") => Ok(body),
+            Ok((200, body)) => panic!("a node of another cluster became ready: {body}"),
+            Ok((code, body)) => Err(format!("{code} {body}")),
+            Err(e) if first.nodes[2].output().contains("another cluster") => Ok(first.nodes[2].output() + &e),
+            Err(e) => Err(e),
+        },
+    )
+    .await;
+    println!("the node of another cluster says: {why}");
+    for slot in [0, 1] {
+        assert_eq!(first.client(slot).get("key").await.unwrap().as_deref(), Some(b"first".as_slice()));
+    }
+    first.client(0).set("key", "still first").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_format_and_a_damaged_identity_are_refused() {
+    let _machine = shared().await;
+    let mut cluster = Cluster::start(&Options { nodes: 1, ..Options::default() }).await;
+    cluster.nodes[0].kill();
+    let file = cluster.nodes[0].data.join("identity");
+    let good = std::fs::read(&file).unwrap();
+    for at in [0, good.len() / 2, good.len() - 1] {
+        let mut bad = good.clone();
+        bad[at] ^= 0x10;
+        std::fs::write(&file, &bad).unwrap();
+        cluster.nodes[0].start();
+        let exit = cluster.nodes[0].exit(SOON).await;
+        assert_exit(&exit, 1, &["identity"]);
+    }
+    std::fs::write(&file, &good).unwrap();
+    cluster.nodes[0].start();
+    cluster.wait_ready().await;
+}
+
+/// The exit code is right, and what was said holds these words and is no panic.
+fn assert_exit(exit: &Exit, code: i32, words: &[&str]) {
+    assert_eq!(exit.code, Some(code), "said: {}", exit.log);
+    for word in words {
+        assert!(exit.log.contains(word), "{word:?} is missing in: {}", exit.log);
+    }
+    assert!(
+        !exit.log.contains("panicked") && exit.log.trim().len() > 20,
+        "a sentence is missing: {}",
+        exit.log
+    );
+}
