@@ -103,7 +103,8 @@ pub(crate) struct World {
     hears: [[BTreeSet<Record>; SEEDS]; SEEDS],
     /// By founding set.
     pub(crate) clusters: BTreeMap<Set, Cluster>,
-    wipes: u8,
+    /// How many more there may be.
+    pub(crate) wipes: u8,
     crashes: u8,
 }
 
@@ -136,6 +137,8 @@ pub(crate) struct Genesis {
     pub(crate) rules: Rules,
     pub(crate) wipes: u8,
     pub(crate) crashes: u8,
+    /// Only this property is checked; `None`: all.
+    pub(crate) only: Option<&'static str>,
 }
 
 /// A step that changes a seed's disk.
@@ -234,17 +237,23 @@ impl Genesis {
         heard: [Option<Record>; SEEDS],
     ) -> Option<Change> {
         let change = ask_the_product(slot, me, data, heard)?;
-        let followed = |set| heard.iter().flatten().any(|record| record.bind == Bind::Bound(set));
+        // By unanimity alone: I promise it, and every other seed does, or is past it.
+        let unanimous = |set| {
+            let with = |bind| bind == Bind::Promised(set) || bind == Bind::Bound(set);
+            me.bind == Bind::Promised(set)
+                && heard.iter().flatten().filter(|record| with(record.bind)).count() == SEEDS - 1
+        };
         match change {
             Change::Promise(set) if !self.rules.promise => Some(Change::Bind(set)),
-            Change::Bind(set) if !self.rules.follow && followed(set) => None,
+            Change::Bind(set) if !self.rules.follow && !unanimous(set) => None,
             Change::GiveUp if !self.rules.give_up => None,
             Change::Join(_) if !self.rules.swap => None,
             change => Some(change),
         }
     }
 
-    fn live(&self) -> bool {
+    /// Whether something can come between the disk and the word.
+    fn splits_steps(&self) -> bool {
         self.crashes > 0
     }
 }
@@ -408,7 +417,7 @@ impl Model for Genesis {
                 let before = world.nodes[slot].durable;
                 world.take(slot, change);
                 world.ask_anew(slot);
-                if !self.live() || change == Change::GiveUp {
+                if !self.splits_steps() || change == Change::GiveUp {
                     world.speak(slot);
                 } else if !self.rules.durable_first {
                     world.speak(slot);
@@ -475,6 +484,7 @@ impl Model for Genesis {
                 world.clusters.iter().any(|(set, cluster)| cluster.voters != *set)
             }));
         }
+        all.retain(|property| self.only.is_none_or(|only| property.name == only));
         all
     }
 }
