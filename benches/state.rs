@@ -3,6 +3,9 @@
 //!
 //! `cargo bench --bench state [FILTER]`
 
+// criterion's macros make public functions.
+#![allow(missing_docs)]
+
 use std::{fs, hint::black_box};
 
 use bytes::Bytes;
