@@ -255,9 +255,9 @@ fn what_contradicts_itself_is_refused() {
     }
     // Each single byte of each payload changed, with the checksums mended: taken only if the state is another one that
     // holds its invariants, never with a panic.
-    for place in 0..written.len() - 1 {
-        let kind = u16::from_le_bytes([written[place][0], written[place][1]]);
-        let payload = payload_of(&written[place]);
+    for (place, original) in written.iter().enumerate().take(written.len() - 1) {
+        let kind = u16::from_le_bytes([original[0], original[1]]);
+        let payload = payload_of(original);
         for at in 0..payload.len() {
             for value in [0, 1, 2, 0x7f, 0x80, 0xff] {
                 let mut changed = payload.clone();
