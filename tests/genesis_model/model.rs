@@ -15,6 +15,7 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet, HashMap},
+    hash::{Hash, Hasher},
 };
 
 use larder::{
@@ -53,10 +54,29 @@ impl Bind {
 }
 
 /// What a seed says of itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Record {
     pub(crate) incarnation: u8,
     pub(crate) bind: Bind,
+}
+
+impl Record {
+    /// The record in the lowest 18 bits: a test without optimisation spends its time on hashing and comparing.
+    fn code(self) -> u64 {
+        let (kind, set) = match self.bind {
+            Bind::Formatted => (0, [0; SEEDS]),
+            Bind::Promised(set) => (1, set),
+            Bind::Bound(set) => (2, set),
+            Bind::Joined(set) => (3, set),
+        };
+        set.iter().fold(kind << 4 | u64::from(self.incarnation), |code, n| code << 4 | u64::from(*n))
+    }
+}
+
+impl Hash for Record {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u32(self.code() as u32);
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -99,8 +119,8 @@ fn marked(marks: &Marks, slot: usize, incarnation: u8) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct World {
     pub(crate) nodes: [Node; SEEDS],
-    /// `hears[i][j]`: what `j` may answer to a question that `i` asked since its own last step.
-    hears: [[BTreeSet<Record>; SEEDS]; SEEDS],
+    /// `hears[i][j]`: what `j` may answer to a question that `i` asked since its own last step, ascending.
+    hears: [[Vec<Record>; SEEDS]; SEEDS],
     /// By founding set.
     pub(crate) clusters: BTreeMap<Set, Cluster>,
     /// How many more there may be.
@@ -193,9 +213,13 @@ fn binding(bind: Bind) -> Binding {
 
 /// What `decide` of the product says, remembered: its inputs recur by the million.
 fn ask_the_product(slot: usize, me: Record, data: bool, heard: [Option<Record>; SEEDS]) -> Option<Change> {
-    type Question = (usize, Record, bool, [Option<Record>; SEEDS]);
-    thread_local!(static KNOWN: RefCell<HashMap<Question, Option<Change>>> = RefCell::default());
-    let question = (slot, me, data, heard);
+    thread_local!(static KNOWN: RefCell<HashMap<u64, Option<Change>>> = RefCell::default());
+    let question = (0..SEEDS)
+        .filter(|other| *other != slot)
+        .fold((slot as u64) << 1 | u64::from(data), |code, other| {
+            code << 19 | heard[other].map_or(0, |record| 1 << 18 | record.code())
+        });
+    let question = question << 18 | me.code();
     if let Some(known) = KNOWN.with_borrow(|known| known.get(&question).copied()) {
         return known;
     }
@@ -261,8 +285,7 @@ impl Genesis {
 impl World {
     fn new(model: &Genesis) -> Self {
         let nodes = [Node::empty(0); SEEDS];
-        let hears =
-            std::array::from_fn(|_| std::array::from_fn(|other| BTreeSet::from([nodes[other].spoken])));
+        let hears = std::array::from_fn(|_| std::array::from_fn(|other| vec![nodes[other].spoken]));
         Self { nodes, hears, clusters: BTreeMap::new(), wipes: model.wipes, crashes: model.crashes }
     }
 
@@ -325,8 +348,10 @@ impl World {
     fn spread(&mut self, slot: usize) {
         let record = self.nodes[slot].spoken;
         for (listener, hears) in self.hears.iter_mut().enumerate() {
-            if listener != slot {
-                hears[slot].insert(record);
+            if listener != slot
+                && let Err(place) = hears[slot].binary_search(&record)
+            {
+                hears[slot].insert(place, record);
             }
         }
     }
@@ -334,7 +359,7 @@ impl World {
     /// `slot` asks anew.
     fn ask_anew(&mut self, slot: usize) {
         for other in (0..SEEDS).filter(|other| *other != slot) {
-            self.hears[slot][other] = BTreeSet::from([self.nodes[other].spoken]);
+            self.hears[slot][other] = vec![self.nodes[other].spoken];
         }
     }
 
