@@ -17,6 +17,7 @@
 //! A module imports only from lower layers; `tests/layers.rs` enforces it.
 
 pub mod client;
+pub mod cmd;
 pub mod error;
 pub mod proto;
 pub mod service;

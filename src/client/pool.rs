@@ -108,18 +108,17 @@ impl Pool {
         lock(&self.routes).leader.clone().filter(|leader| !leader.is_down())
     }
 
-    /// A connection to an endpoint, and whether it was made just now.
+    /// A connection to an endpoint.
     ///
     /// # Errors
     /// Why there is none.
-    pub(super) async fn lease(&self, remote: &Arc<Remote>) -> Result<(Lease, bool), ConnectFailure> {
+    pub(super) async fn lease(&self, remote: &Arc<Remote>) -> Result<Lease, ConnectFailure> {
         let check = |members: &MembersResponse| self.check_cluster(&remote.endpoint, members);
         let (lease, hello) = remote.lease(&self.options, check).await?;
-        let fresh = hello.is_some();
         if let Some(members) = hello {
             self.learn(remote, members);
         }
-        Ok((lease, fresh))
+        Ok(lease)
     }
 
     /// Endpoints of two clusters in one list would scatter the data over both.
@@ -156,7 +155,8 @@ impl Pool {
                 leader = remote;
             }
         }
-        routes.leader = leader;
+        let listed = |leader: &Arc<Remote>| routes.remotes.iter().any(|remote| Arc::ptr_eq(remote, leader));
+        routes.leader = leader.filter(listed);
     }
 
     /// Takes over where an error says that the leader is.
@@ -195,7 +195,9 @@ impl Pool {
         if learned >= MAX_LEARNED
             && let Some(oldest) = routes.remotes.iter().position(|remote| !remote.configured)
         {
-            routes.remotes.remove(oldest);
+            let forgotten = routes.remotes.remove(oldest);
+            // The leader is always one of the list.
+            routes.leader.take_if(|leader| Arc::ptr_eq(leader, &forgotten));
         }
         let remote = Arc::new(Remote::new(endpoint, false, self.options.connections));
         routes.remotes.push(Arc::clone(&remote));
