@@ -319,22 +319,18 @@ struct Load<'a> {
 impl Load<'_> {
     /// Sends everything. After an error, what is in flight is waited for: it is as good as done.
     async fn drive(&mut self, mut batches: mpsc::Receiver<Result<Batch, Failure>>) -> Result<(), Failure> {
-        let mut failure = None;
+        let mut ended = None;
         loop {
             tokio::select! {
                 biased;
                 Some(finished) = self.tasks.join_next(), if !self.tasks.is_empty() => self.finish(finished)?,
-                batch = batches.recv(), if failure.is_none() => match batch {
+                batch = batches.recv(), if ended.is_none() => match batch {
                     Some(Ok(batch)) => self.send(batch).await?,
-                    Some(Err(wrong)) => failure = Some(wrong),
-                    None => failure = Some(Failure::Closed),
+                    Some(Err(wrong)) => ended = Some(Err(wrong)),
+                    None => ended = Some(Ok(())),
                 },
-                else => break,
+                else => return ended.unwrap_or(Ok(())),
             }
-        }
-        match failure {
-            None | Some(Failure::Closed) => Ok(()),
-            Some(failure) => Err(failure),
         }
     }
 
@@ -358,10 +354,11 @@ impl Load<'_> {
             error: io::Error::other(error),
         })?;
         let batch = stored.map_err(|cause| {
-            let message = format!(
-                "stopped behind line {}: {cause}; the same command goes on from there",
-                self.position.lines
-            );
+            let again = match self.checkpoint {
+                Some(_) => "the same command goes on from there",
+                None => "load it again from the first line, which does no harm",
+            };
+            let message = format!("stopped behind line {}: {cause}; {again}", self.position.lines);
             Failure::Stopped { cause, message }
         })?;
         for (key, _) in &batch.sets {

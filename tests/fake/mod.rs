@@ -32,6 +32,8 @@ use tonic_types::{ErrorDetails, StatusExt};
 /// What happens to the next data request of a node, instead of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fault {
+    /// None: this one is answered.
+    None,
     /// Refused, with the leader's name and address.
     NotLeader { leader: usize },
     /// Refused with this code and reason, and whether it was applied.
@@ -270,7 +272,7 @@ impl Service {
         };
         let request = request.into_inner();
         match fault {
-            None | Some(Fault::CutScan(_)) => apply(self, request).map(Response::new),
+            None | Some(Fault::None | Fault::CutScan(_)) => apply(self, request).map(Response::new),
             Some(Fault::NotLeader { leader }) => Err(refusal(
                 Code::Unavailable,
                 "NOT_LEADER",
