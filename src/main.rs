@@ -35,7 +35,8 @@ fn main() -> ExitCode {
                 code(failure.exit())
             }
             Err(error) => {
-                printer.error(&Failure::Node(larder::error::Error::Storage(format!("{error:#}"))));
+                let cause = io::Error::other(error.root_cause().to_string());
+                printer.error(&Failure::Io { what: error.to_string(), error: cause });
                 code(Exit::Error)
             }
         },

@@ -1,5 +1,7 @@
 //! The binary against a pretended cluster: exit codes, and byte by byte what it writes where.
 
+#![allow(clippy::unwrap_used)] // all of it is test
+
 mod fake;
 
 use std::{

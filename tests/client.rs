@@ -1,5 +1,7 @@
 //! The client against a pretended cluster that fails to order: what is sent again, what is not, and who is asked.
 
+#![allow(clippy::unwrap_used)] // all of it is test
+
 mod fake;
 
 use std::{sync::atomic::Ordering, time::Duration};
@@ -145,6 +147,20 @@ async fn a_refusal_that_names_the_leader_is_followed() {
     // And remembered.
     client.set("a", "3").await.unwrap();
     assert_eq!(cluster.requests(), [2, 0, 2]);
+}
+
+#[tokio::test]
+async fn a_leader_that_hands_over_is_followed_without_a_failure() {
+    let cluster = Cluster::start(3, 0).await;
+    let client =
+        with(&cluster.endpoints(), Options { refresh: Duration::from_millis(1), ..Options::default() });
+    client.set("a", "1").await.unwrap();
+    cluster.leader.store(3, Ordering::SeqCst);
+    // The old leader would forward for ever.
+    while cluster.requests()[2] == 0 {
+        client.get("a").await.unwrap();
+    }
+    assert_eq!(cluster.requests()[1], 0);
 }
 
 #[tokio::test]

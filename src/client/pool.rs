@@ -23,8 +23,8 @@ use crate::proto::v1::MembersResponse;
 /// How many endpoints may be learned besides the configured ones. Past it the oldest is forgotten.
 const MAX_LEARNED: usize = 64;
 
-/// How often the leader is asked for again while calls are made: when one is known, and when none is.
-const REFRESH: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(250));
+/// How often the leader is asked for again while calls are made and none is known, at most.
+const REFRESH_UNKNOWN: Duration = Duration::from_millis(250);
 
 /// Who a call prefers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,7 +209,10 @@ impl Pool {
         let now = Instant::now();
         {
             let mut routes = lock(&self.routes);
-            let period = if routes.leader.is_some() { REFRESH.0 } else { REFRESH.1 };
+            let period = match routes.leader {
+                Some(_) => self.options.refresh,
+                None => self.options.refresh.min(REFRESH_UNKNOWN),
+            };
             match routes.asked {
                 Some(asked) if now.duration_since(asked) >= period => routes.asked = Some(now),
                 // Not connected yet: connecting will ask.

@@ -112,7 +112,7 @@ impl Failure {
 }
 
 /// The name of a gRPC code, as the documentation of gRPC writes it.
-fn code_name(code: Code) -> &'static str {
+pub(super) fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "CANCELLED",

@@ -4,7 +4,7 @@ use clap::Args;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use serde_json::{Value, json};
 
-use super::{Failure, Printer};
+use super::{Failure, Printer, failure::code_name};
 use crate::client::{Client, EndpointStatus, NodeStatus};
 
 /// Hand leadership to another node.
@@ -124,7 +124,7 @@ fn node_json(one: &EndpointStatus, end: u64) -> Value {
         Err(error) => json!({
             "reachable": false,
             "ready": false,
-            "error": { "code": format!("{:?}", error.code()), "reason": error.reason(), "message": error.to_string() },
+            "error": { "code": code_name(error.code()), "reason": error.reason(), "message": error.to_string() },
         }),
     };
     value["endpoint"] = one.endpoint.clone().into();

@@ -5,6 +5,7 @@
 //! The nodes share one map, as if every write were replicated at once.
 
 #![allow(dead_code)] // each test binary uses its part
+#![allow(clippy::unwrap_used)] // all of it is test
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
