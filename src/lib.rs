@@ -21,6 +21,7 @@ pub mod cluster;
 pub mod config;
 pub mod client;
 pub mod bench;
+pub mod cmd;
 pub mod error;
 pub mod observe;
 pub mod proto;

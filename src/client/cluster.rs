@@ -154,7 +154,7 @@ impl Client {
         let mut again = true;
         loop {
             let leased = timeout_at(deadline, self.pool.lease(&remote)).await.map_err(|_| late())?;
-            let (lease, _) = leased.map_err(|failure| match failure {
+            let lease = leased.map_err(|failure| match failure {
                 ConnectFailure::Unreachable(why) => ClientError::Unreachable(why),
                 ConnectFailure::Wrong(error) => error,
             })?;

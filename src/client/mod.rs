@@ -73,6 +73,9 @@ pub struct Options {
     pub discover: bool,
     /// Whether linearizable reads take the nodes in turn, instead of going to the leader.
     pub spread_reads: bool,
+    /// How often, while calls are made, the leader is asked for again: it may have handed over without any call failing.
+    /// Where none is known, it is asked for more often.
+    pub refresh: Duration,
     /// The longest wait before the second round of attempts; it doubles with every round. Each wait is a random part of
     /// it.
     pub backoff: Duration,
@@ -89,6 +92,7 @@ impl Default for Options {
             wait_for_ready: true,
             discover: true,
             spread_reads: false,
+            refresh: Duration::from_secs(5),
             backoff: Duration::from_millis(20),
             max_backoff: Duration::from_secs(1),
         }

@@ -23,8 +23,8 @@ use crate::proto::v1::MembersResponse;
 /// How many endpoints may be learned besides the configured ones. Past it the oldest is forgotten.
 const MAX_LEARNED: usize = 64;
 
-/// How often the leader is asked for again while calls are made: when one is known, and when none is.
-const REFRESH: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(250));
+/// How often the leader is asked for again while calls are made and none is known, at most.
+const REFRESH_UNKNOWN: Duration = Duration::from_millis(250);
 
 /// Who a call prefers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,18 +108,17 @@ impl Pool {
         lock(&self.routes).leader.clone().filter(|leader| !leader.is_down())
     }
 
-    /// A connection to an endpoint, and whether it was made just now.
+    /// A connection to an endpoint.
     ///
     /// # Errors
     /// Why there is none.
-    pub(super) async fn lease(&self, remote: &Arc<Remote>) -> Result<(Lease, bool), ConnectFailure> {
+    pub(super) async fn lease(&self, remote: &Arc<Remote>) -> Result<Lease, ConnectFailure> {
         let check = |members: &MembersResponse| self.check_cluster(&remote.endpoint, members);
         let (lease, hello) = remote.lease(&self.options, check).await?;
-        let fresh = hello.is_some();
         if let Some(members) = hello {
             self.learn(remote, members);
         }
-        Ok((lease, fresh))
+        Ok(lease)
     }
 
     /// Endpoints of two clusters in one list would scatter the data over both.
@@ -156,7 +155,8 @@ impl Pool {
                 leader = remote;
             }
         }
-        routes.leader = leader;
+        let listed = |leader: &Arc<Remote>| routes.remotes.iter().any(|remote| Arc::ptr_eq(remote, leader));
+        routes.leader = leader.filter(listed);
     }
 
     /// Takes over where an error says that the leader is.
@@ -195,7 +195,9 @@ impl Pool {
         if learned >= MAX_LEARNED
             && let Some(oldest) = routes.remotes.iter().position(|remote| !remote.configured)
         {
-            routes.remotes.remove(oldest);
+            let forgotten = routes.remotes.remove(oldest);
+            // The leader is always one of the list.
+            routes.leader.take_if(|leader| Arc::ptr_eq(leader, &forgotten));
         }
         let remote = Arc::new(Remote::new(endpoint, false, self.options.connections));
         routes.remotes.push(Arc::clone(&remote));
@@ -207,7 +209,10 @@ impl Pool {
         let now = Instant::now();
         {
             let mut routes = lock(&self.routes);
-            let period = if routes.leader.is_some() { REFRESH.0 } else { REFRESH.1 };
+            let period = match routes.leader {
+                Some(_) => self.options.refresh,
+                None => self.options.refresh.min(REFRESH_UNKNOWN),
+            };
             match routes.asked {
                 Some(asked) if now.duration_since(asked) >= period => routes.asked = Some(now),
                 // Not connected yet: connecting will ask.

@@ -37,6 +37,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// For how long an endpoint that failed is asked last: doubles from the first to the second.
 const DOWN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// The same for an address that the members told: it may be one that cannot be reached from here at all, and every attempt may
+/// cost the whole connect timeout.
+const DOWN_LEARNED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+
 /// Locks, also after a holder panicked: what is inside is replaced whole, so never half changed.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -143,7 +147,8 @@ impl Remote {
     /// Is asked last for a while.
     pub(super) fn mark_down(&self) {
         let mut state = lock(&self.state);
-        let wait = DOWN.0.saturating_mul(1 << state.failures.min(10)).min(DOWN.1);
+        let (first, most) = if self.configured { DOWN } else { DOWN_LEARNED };
+        let wait = first.saturating_mul(1 << state.failures.min(10)).min(most);
         state.failures = state.failures.saturating_add(1);
         state.down_until = Some(Instant::now() + wait);
     }

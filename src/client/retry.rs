@@ -121,10 +121,10 @@ impl Client {
                 }
             };
             match leased {
-                Ok((lease, fresh)) => {
+                Ok(lease) => {
                     attempts.none_reached = false;
-                    // Being connected, we may have learned of a better place.
-                    let leader = self.pool.leader().filter(|_| fresh && prefer == Prefer::Leader);
+                    // While it was made, we may have learned of a better place.
+                    let leader = self.pool.leader().filter(|_| prefer == Prefer::Leader);
                     if leader
                         .is_some_and(|leader| !Arc::ptr_eq(&leader, remote) && !attempts.has_tried(&leader))
                     {

@@ -1,0 +1,408 @@
+//! The binary against a pretended cluster: exit codes, and byte by byte what it writes where.
+
+#![allow(clippy::unwrap_used)] // all of it is test
+
+mod fake;
+
+use std::{
+    io::Write,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use fake::{Cluster, Fault};
+use serde_json::{Value, json};
+use tonic::Code;
+
+/// The binary, with no variables of Larder's own around it.
+fn larder(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("LARDER_") {
+            command.env_remove(name);
+        }
+    }
+    command.args(arguments);
+    command
+}
+
+/// A cluster and how to run commands on it.
+struct Bed {
+    cluster: Cluster,
+    endpoints: String,
+}
+
+impl Bed {
+    async fn new(nodes: usize) -> Self {
+        let cluster = Cluster::start(nodes, 0).await;
+        let endpoints = cluster.endpoints();
+        Self { cluster, endpoints }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = larder(arguments);
+        command.env("LARDER_ENDPOINTS", &self.endpoints);
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// Runs with standard input.
+    fn feed(&self, arguments: &[&str], input: &[u8]) -> Output {
+        let mut command = self.command(arguments);
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input).unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    /// Runs what must succeed, and gives its standard output.
+    fn ok(&self, arguments: &[&str]) -> Vec<u8> {
+        let output = self.run(arguments);
+        assert_eq!(exit(&output), 0, "{arguments:?}: {}", stderr(&output));
+        output.stdout
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.ok(&[arguments, &["--output", "json"]].concat());
+        serde_json::from_slice(&output).unwrap()
+    }
+}
+
+fn exit(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn error_json(output: &Output) -> Value {
+    let value: Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert!(output.stdout.is_empty(), "{output:?}");
+    value["error"].clone()
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn get_writes_the_value_and_one_newline_and_nothing_else() {
+    let bed = Bed::new(1).await;
+    let set = bed.run(&["set", "greeting", "hello"]);
+    assert_eq!((exit(&set), set.stdout.as_slice()), (0, &b""[..]));
+    assert_eq!(stderr(&set), "set greeting at version 1\n");
+    let got = bed.run(&["get", "greeting"]);
+    assert_eq!((exit(&got), got.stdout.as_slice(), got.stderr.as_slice()), (0, &b"hello\n"[..], &b""[..]));
+    assert_eq!(
+        bed.json(&["get", "greeting"]),
+        json!({"key": "greeting", "value": "hello", "version": 1, "revision": 1})
+    );
+    assert_eq!(bed.ok(&["get", "greeting", "--local"]), b"hello\n");
+    // Bytes, not text, in and out.
+    let bytes = [&b"\xff\x00\n"[..], &[7; 70_000]].concat();
+    assert_eq!(exit(&bed.feed(&["set", "bytes", "-"], &bytes)), 0);
+    assert_eq!(bed.ok(&["get", "bytes"]), [&bytes[..], b"\n"].concat());
+    assert_eq!(exit(&bed.feed(&["set", "small", "-"], b"\xff")), 0);
+    assert_eq!(bed.json(&["get", "small"])["value_base64"], "/w==");
+    assert_eq!(exit(&bed.feed(&["set", "big", "-"], &vec![0; (1 << 20) + 1])), 1);
+    // What begins with a dash.
+    assert_eq!(exit(&bed.run(&["set", "--", "-k", "-v"])), 0);
+    assert_eq!(bed.ok(&["get", "--", "-k"]), b"-v\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_there_or_does_not_hold_is_exit_code_3() {
+    let bed = Bed::new(1).await;
+    let missing = bed.run(&["get", "nothing"]);
+    assert_eq!((exit(&missing), missing.stdout.as_slice()), (3, &b""[..]));
+    assert_eq!(stderr(&missing), "larder: there is no key nothing\n");
+    let missing = bed.run(&["get", "nothing", "--output", "json"]);
+    assert_eq!(exit(&missing), 3);
+    assert_eq!(
+        error_json(&missing),
+        json!({"code": "NOT_FOUND", "reason": "NOT_FOUND", "message": "there is no key nothing", "applied": "NO"})
+    );
+    assert_eq!(exit(&bed.run(&["del", "nothing"])), 3);
+    assert_eq!(exit(&bed.run(&["set", "a", "1", "--if-present"])), 3);
+    bed.ok(&["set", "a", "1", "--if-absent"]);
+    let failed = bed.run(&["set", "a", "2", "--if-absent", "--output", "json"]);
+    assert_eq!(exit(&failed), 3);
+    assert_eq!(error_json(&failed)["reason"], "CONDITION_FAILED");
+    assert_eq!(exit(&bed.run(&["set", "a", "2", "--if-version", "9"])), 3);
+    assert_eq!(bed.ok(&["set", "a", "2", "--if-version", "1", "--return-previous"]), b"1\n");
+    let set = bed.json(&["set", "a", "3", "--return-previous"]);
+    assert_eq!(
+        set,
+        json!({"key": "a", "version": 3, "revision": 3, "previous": {"value": "2", "version": 2}})
+    );
+    assert_eq!(bed.json(&["set", "b", "3", "--return-previous"])["previous"], Value::Null);
+    assert_eq!(exit(&bed.run(&["del", "a", "--if-version", "1"])), 3);
+    assert_eq!(bed.json(&["del", "a", "--if-version", "3"])["deleted"], true);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn incr_writes_the_sum() {
+    let bed = Bed::new(1).await;
+    assert_eq!(bed.ok(&["incr", "n"]), b"1\n");
+    assert_eq!(bed.ok(&["incr", "n", "-5"]), b"-4\n");
+    assert_eq!(bed.ok(&["incr", "m", "2", "--initial", "-10"]), b"-8\n");
+    assert_eq!(bed.json(&["incr", "n", "10"]), json!({"key": "n", "value": 6, "version": 4, "revision": 4}));
+    bed.ok(&["set", "text", "x"]);
+    let failed = bed.run(&["incr", "text", "--output", "json"]);
+    assert_eq!((exit(&failed), error_json(&failed)["reason"].as_str()), (1, Some("NOT_A_NUMBER")));
+    assert_eq!(exit(&bed.run(&["incr", "n", "much"])), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn errors_say_whether_the_write_was_applied() {
+    let bed = Bed::new(1).await;
+    bed.cluster.nodes[0].fail([Fault::ApplyThenCut]);
+    let unknown = bed.run(&["incr", "n", "--output", "json"]);
+    assert_eq!(exit(&unknown), 1);
+    let error = error_json(&unknown);
+    assert_eq!((&error["code"], &error["applied"]), (&json!("UNKNOWN"), &json!("UNKNOWN")));
+    assert_eq!(bed.ok(&["get", "n"]), b"1\n");
+    bed.cluster.nodes[0].fail([Fault::Refuse(Code::InvalidArgument, "INVALID", "NO")]);
+    let invalid = bed.run(&["set", "k", "v", "--output", "json"]);
+    assert_eq!((exit(&invalid), error_json(&invalid)["applied"].as_str()), (1, Some("NO")));
+}
+
+#[test]
+fn usage_and_help() {
+    for arguments in [
+        &["get"][..],
+        &["set", "a", "b", "--if-absent", "--if-present"],
+        &["set", "a", "b", "--if-version", "0"],
+        &["get", "a", "--endpoints", "nowhere"],
+        &["get", "a", "--timeout", "0s"],
+        &["dev", "--nodes", "2"],
+        &["dev", "--base-port", "65530"],
+        &["serve", "--heartbeat-ms", "fast"],
+        &["frobnicate"],
+        &[],
+    ] {
+        let output = larder(arguments).output().unwrap();
+        assert_eq!(exit(&output), 2, "{arguments:?}");
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{arguments:?}");
+    }
+    let wrong = larder(&["get", "a", "--endpoints", "nowhere", "--output", "json"]).output().unwrap();
+    let error = error_json(&wrong);
+    assert_eq!((exit(&wrong), error["reason"].as_str()), (2, Some("USAGE")));
+    assert!(error["message"].as_str().unwrap().contains("host:port"), "{error}");
+    let wrong = larder(&["get", "a"]).env("LARDER_TIMEOUT", "soon").output().unwrap();
+    assert_eq!(exit(&wrong), 2);
+    for arguments in [&["--help"][..], &["load", "--help"], &["--version"]] {
+        let output = larder(arguments).output().unwrap();
+        assert_eq!(exit(&output), 0);
+        assert!(!output.stdout.is_empty());
+    }
+    let help = String::from_utf8(larder(&["--help"]).output().unwrap().stdout).unwrap();
+    assert!(help.contains("Exit codes: 0 done, 1 error, 2 wrong usage, 3 not found"), "{help}");
+}
+
+#[test]
+fn nobody_there_is_exit_code_1_at_once_and_names_the_endpoint() {
+    let held = tokio::net::TcpSocket::new_v4().unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let endpoint = held.local_addr().unwrap().to_string();
+    for arguments in [&["get", "a"][..], &["set", "a", "1"], &["status"], &["members"]] {
+        let output = larder(arguments).env("LARDER_ENDPOINTS", &endpoint).output().unwrap();
+        assert_eq!(exit(&output), 1, "{arguments:?}");
+        assert!(stderr(&output).contains(&endpoint), "{arguments:?}: {}", stderr(&output));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn variables_are_read_and_unknown_ones_are_a_warning_at_most() {
+    let bed = Bed::new(1).await;
+    bed.ok(&["set", "a", "1"]);
+    let output = bed.command(&["get", "a"]).env("LARDER_OUTPUT", "json").output().unwrap();
+    assert!(output.stdout.starts_with(b"{"));
+    let output = bed
+        .command(&["get", "a"])
+        .env("LARDER_TIMEOT", "5s")
+        .env("LARDER_PORT", "tcp://10.0.0.1:7400")
+        .env("LARDER_SERVICE_HOST", "10.0.0.1")
+        .env("LARDER_0_PORT_7400_TCP", "tcp://10.0.0.2:7400")
+        .output()
+        .unwrap();
+    assert_eq!((exit(&output), output.stdout.as_slice()), (0, &b"1\n"[..]));
+    let warnings = stderr(&output);
+    assert_eq!(warnings.lines().count(), 1, "{warnings}");
+    assert!(warnings.contains("LARDER_TIMEOT"), "{warnings}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn status_shows_every_node_also_one_that_is_gone() {
+    let mut bed = Bed::new(3).await;
+    bed.endpoints = bed.cluster.nodes[1].address.to_string();
+    bed.cluster.nodes[2].kill().await;
+    let output = bed.run(&["status"]);
+    assert_eq!(exit(&output), 0);
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    let rows: Vec<Vec<_>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(
+        rows[0],
+        ["SLOT", "ID", "ROLE", "TERM", "APPLIED", "LAG", "KEYS", "BYTES", "READY", "ENDPOINT"],
+        "{text}"
+    );
+    let address = |node: usize| bed.cluster.nodes[node].address.to_string();
+    assert_eq!(rows[1], ["0", "1", "leader", "7", "0", "1", "0", "0", "yes", &address(0)]);
+    assert_eq!(rows[2], ["1", "2", "follower", "7", "0", "1", "0", "0", "yes", &address(1)]);
+    assert_eq!(rows[3], ["2", "3", "unreachable", "-", "-", "-", "-", "-", "no", &address(2)]);
+    assert!(stderr(&output).contains("2 does not answer"), "{}", stderr(&output));
+    let value = bed.json(&["status"]);
+    assert_eq!(value["cluster_id"], bed.cluster.id.as_str());
+    let reachable: Vec<_> =
+        value["nodes"].as_array().unwrap().iter().map(|node| &node["reachable"]).collect();
+    assert_eq!(reachable, [true, true, false]);
+
+    let members = String::from_utf8(bed.ok(&["members"])).unwrap();
+    assert_eq!(members.lines().count(), 4, "{members}");
+    assert!(members.contains("peer-2:7401"), "{members}");
+    assert_eq!(bed.json(&["members"])["members"][0]["leader"], true);
+    let moved = bed.run(&["transfer-leader", "1"]);
+    assert_eq!((exit(&moved), stderr(&moved).as_str()), (0, "slot 1 (id 2) leads now\n"));
+    assert_eq!(bed.json(&["transfer-leader", "0"]), json!({"leader": {"slot": "0", "id": 1}}));
+    assert_eq!(exit(&bed.run(&["transfer-leader", "9"])), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_dumped_can_be_loaded_byte_for_byte() {
+    let from = Bed::new(1).await;
+    for (key, value) in [("a", "text \" \u{2603}\n"), ("b", ""), ("c", "x"), ("d", "y"), ("user:1", "z")] {
+        from.ok(&["set", key, value]);
+    }
+    assert_eq!(exit(&from.feed(&["set", "bytes", "-"], b"\xff\x00\x80")), 0);
+    {
+        let mut store = from.cluster.store.lock().unwrap();
+        store.entries.insert(b"\xfekey\x00"[..].into(), (b"v"[..].into(), 99));
+    }
+    // Cut off once on the way.
+    from.cluster.nodes[0].fail([Fault::CutScan(1)]);
+    let dumped = from.ok(&["dump"]);
+    assert_eq!(dumped.iter().filter(|byte| **byte == b'\n').count(), 7);
+    let to = Bed::new(1).await;
+    let loaded = to.feed(&["load", "-"], &dumped);
+    assert_eq!(exit(&loaded), 0, "{}", stderr(&loaded));
+    assert_eq!(stderr(&loaded), "loaded 7 lines\n");
+    let values = |bed: &Bed| -> Vec<_> {
+        let store = bed.cluster.store.lock().unwrap();
+        store.entries.iter().map(|(key, (value, _))| (key.clone(), value.clone())).collect()
+    };
+    assert_eq!(values(&from), values(&to));
+    assert_eq!(to.ok(&["dump"]), dumped);
+    assert_eq!(to.ok(&["dump", "--prefix", "user:"]), b"{\"key\":\"user:1\",\"value\":\"z\"}\n");
+    assert_eq!(to.ok(&["dump", "--keys-only", "--limit", "1"]), b"{\"key\":\"a\"}\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_closed_pipe_is_no_error() {
+    let bed = Bed::new(1).await;
+    {
+        let mut store = bed.cluster.store.lock().unwrap();
+        for number in 0..2000_u32 {
+            store.entries.insert(number.to_be_bytes().to_vec().into(), (vec![b'v'; 1000].into(), 1));
+        }
+    }
+    let mut command = bed.command(&["dump"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((exit(&output), stderr(&output).as_str()), (0, ""));
+}
+
+fn lines(count: usize) -> String {
+    (1..=count).map(|number| format!("{{\"key\":\"k{number}\",\"value\":\"v{number}\"}}\n")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_line_is_named_and_the_lines_before_it_are_written() {
+    let bed = Bed::new(1).await;
+    let input = format!("{}\n{{\"key\":\"bad\"}}\n{}", lines(3), lines(5));
+    let output = bed.feed(&["load", "-", "--output", "json"], input.as_bytes());
+    let error = error_json(&output);
+    assert_eq!((exit(&output), error["code"].as_str()), (1, Some("INVALID_ARGUMENT")));
+    assert!(error["message"].as_str().unwrap().starts_with("line 5: it has neither value"), "{error}");
+    assert_eq!(bed.cluster.store.lock().unwrap().entries.len(), 3);
+    assert_eq!(exit(&bed.run(&["load", "/nowhere/file"])), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_of_several_lines_for_a_key_counts() {
+    let bed = Bed::new(1).await;
+    let input: String =
+        (0..100).map(|number| format!("{{\"key\":\"k\",\"value\":\"{number}\"}}\n")).collect();
+    for batch in ["1", "7", "256"] {
+        let output = bed.feed(&["load", "-", "--batch", batch], input.as_bytes());
+        assert_eq!(exit(&output), 0);
+        assert_eq!(bed.cluster.value("k").unwrap(), "99");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_that_stopped_goes_on_where_it_was() {
+    let bed = Bed::new(1).await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("keys.jsonl");
+    let progress = directory.path().join("keys.jsonl.larder-progress");
+    std::fs::write(&file, lines(100)).unwrap();
+    let load = &["load", path(&file), "--batch", "10", "--in-flight", "1"][..];
+    // Three batches are taken, the fourth is not.
+    let refused = Fault::Refuse(Code::InvalidArgument, "INVALID", "NO");
+    bed.cluster.nodes[0].fail([Fault::None, Fault::None, Fault::None, refused.clone()]);
+    let output = bed.run(load);
+    assert_eq!(exit(&output), 1);
+    assert!(stderr(&output).contains("stopped behind line 30"), "{}", stderr(&output));
+    assert!(progress.exists());
+    assert_eq!(bed.cluster.revision(), 30);
+
+    let output = bed.run(load);
+    assert_eq!((exit(&output), stderr(&output).as_str()), (0, "going on behind line 30\nloaded 70 lines\n"));
+    assert_eq!(bed.cluster.revision(), 100);
+    assert!(!progress.exists());
+
+    // Another file under the name begins anew, as does another cluster, and --restart.
+    for how in ["file", "cluster", "restart", "damaged"] {
+        bed.cluster.nodes[0].fail([Fault::None, refused.clone()]);
+        assert_eq!(exit(&bed.run(load)), 1);
+        assert!(progress.exists());
+        let before = bed.cluster.revision();
+        match how {
+            "file" => std::fs::write(&file, lines(101)).unwrap(),
+            "damaged" => std::fs::write(&progress, "{").unwrap(),
+            _ => {}
+        }
+        if how == "cluster" {
+            let other = Cluster::named("eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee", 1, 0).await;
+            let output = larder(load).env("LARDER_ENDPOINTS", other.endpoints()).output().unwrap();
+            assert!(stderr(&output).contains("does not count, it is of the cluster"), "{}", stderr(&output));
+            assert_eq!((exit(&output), other.revision()), (0, 101));
+            continue;
+        }
+        let restart = [load, &["--restart"]].concat();
+        let output = bed.run(if how == "restart" { &restart } else { load });
+        assert_eq!(exit(&output), 0, "{how}: {}", stderr(&output));
+        assert_eq!(bed.cluster.revision(), before + 101, "{how}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_sets_again_what_is_unknown_or_was_refused_for_now() {
+    let bed = Bed::new(3).await;
+    bed.cluster.nodes[0].fail([
+        Fault::ApplyThenCut,
+        Fault::Refuse(Code::Unknown, "OUTCOME_UNKNOWN", "UNKNOWN"),
+        Fault::Refuse(Code::Unavailable, "UNAVAILABLE", "NO"),
+        Fault::Bare,
+    ]);
+    let output = bed.feed(&["load", "-", "--batch", "10"], lines(55).as_bytes());
+    assert_eq!(exit(&output), 0, "{}", stderr(&output));
+    let store = bed.cluster.store.lock().unwrap();
+    assert_eq!(store.entries.len(), 55);
+    assert!(store.entries.iter().all(|(key, (value, _))| key[1..] == value[1..]));
+}
