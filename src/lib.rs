@@ -16,8 +16,13 @@
 //!
 //! A module imports only from lower layers; `tests/layers.rs` enforces it.
 
+pub mod api;
 pub mod cluster;
+pub mod config;
+pub mod client;
+pub mod bench;
 pub mod error;
+pub mod observe;
 pub mod proto;
 pub mod raft;
 pub mod service;

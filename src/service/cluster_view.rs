@@ -3,21 +3,7 @@
 use async_trait::async_trait;
 
 use crate::error::{NodeRef, Result};
-
-/// What a node does at the moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// Proposes.
-    Leader,
-    /// Votes and takes the log.
-    Follower,
-    /// Asks for votes.
-    Candidate,
-    /// Takes the log only.
-    Learner,
-    /// Not in a cluster (yet).
-    None,
-}
+pub use crate::raft::Role;
 
 /// A node's condition. Indexes are of the Raft log.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,6 +4,10 @@
 //! metrics and fakes are written once, on this trait.
 
 mod cluster_view;
+pub mod duties;
+mod late;
+mod node_view;
+mod replicated;
 
 use std::time::Duration;
 
@@ -15,6 +19,9 @@ use crate::{
 };
 
 pub use cluster_view::{Check, ClusterView, Member, Role, Status};
+pub use late::LateCache;
+pub use node_view::NodeView;
+pub use replicated::ReplicatedCache;
 
 /// How fresh a read must be.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

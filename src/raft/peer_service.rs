@@ -1,0 +1,412 @@
+//! The receiving half of the peer protocol.
+//!
+//! It listens before the node is bound to a cluster, because genesis asks over it; until Raft runs, everything but `Hello` is
+//! refused as unavailable. Every call, and the first frame of every stream, is checked against the handshake's rules
+//! ([`super::handshake`]) before anything else is looked at.
+//!
+//! Not here: deciding genesis (`cluster`), which only publishes its state through [`Host::set_hello`].
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
+use openraft::{Snapshot, raft::TransferLeaderRequest};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    convert,
+    handshake::{Expectation, Header, Heard},
+    hello,
+    node::{Node, error_to_pb, read_index_to_pb},
+    peers::{GROUP, MAX_MESSAGE_BYTES, Peers},
+    state_machine::meta_of_file,
+    types::TypeConfig,
+};
+use crate::{
+    error::{Error, Result},
+    proto::raft::{self as pb, peer_server},
+    state,
+    store::{Binding, Snapshots},
+};
+
+/// The most commands of one forwarded message.
+pub const MAX_FORWARDED: usize = 1024;
+/// Answers to appends that wait for the network.
+const APPEND_ANSWERS_AHEAD: usize = 64;
+/// The longest a forwarded command may wait, whatever the sender says.
+const MAX_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What the peer service stands on.
+pub struct Host {
+    peers: Arc<Peers>,
+    snapshots: Snapshots,
+    node: OnceLock<Arc<Node>>,
+    binding: RwLock<(Binding, u64)>,
+    heard: Heard,
+    /// Where members' clients connect, as they said.
+    client_addresses: Mutex<BTreeMap<u64, String>>,
+    on_refused: Arc<dyn Fn(&'static str) + Send + Sync>,
+}
+
+impl Host {
+    /// Answers Hello with `binding`; everything else waits for [`Host::run`].
+    pub fn new(
+        peers: Arc<Peers>,
+        snapshots: Snapshots,
+        binding: Binding,
+        on_refused: Arc<dyn Fn(&'static str) + Send + Sync>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            peers,
+            snapshots,
+            node: OnceLock::new(),
+            binding: RwLock::new((binding, 0)),
+            heard: Heard::new(),
+            client_addresses: Mutex::new(BTreeMap::new()),
+            on_refused,
+        })
+    }
+
+    /// What Hello answers from now on. Call it only after the binding is on disk.
+    pub fn set_hello(&self, binding: Binding, last_log_index: u64) {
+        *self.binding.write().unwrap_or_else(PoisonError::into_inner) = (binding, last_log_index);
+    }
+
+    /// The binding and the last log index that Hello answers.
+    pub(super) fn hello_state(&self) -> (Binding, u64) {
+        self.binding.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The other nodes.
+    pub fn peers(&self) -> &Arc<Peers> {
+        &self.peers
+    }
+
+    /// Raft runs: its calls are answered from now on.
+    pub fn run(&self, node: Arc<Node>) {
+        let _ = self.node.set(node);
+    }
+
+    /// The running node, if there is one.
+    pub fn node(&self) -> Option<&Arc<Node>> {
+        self.node.get()
+    }
+
+    /// Where a member's clients connect, as it said itself; empty if it was not heard from.
+    pub fn client_address_of(&self, raft_id: u64) -> String {
+        let me = self.peers.myself();
+        if me.raft_id == raft_id {
+            return me.client_address.clone();
+        }
+        let addresses = self.client_addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        addresses.get(&raft_id).cloned().unwrap_or_default()
+    }
+
+    /// Remembers where the clients of a member connect. Only members are remembered, so their number is bounded.
+    fn note_client_address(&self, header: &Header) {
+        let mut addresses = self.client_addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        if addresses.get(&header.from.raft_id) != Some(&header.client_address) {
+            addresses.insert(header.from.raft_id, header.client_address.clone());
+        }
+    }
+
+    fn refuse(&self, reason: &'static str, sentence: String) -> Status {
+        (self.on_refused)(reason);
+        tracing::warn!(reason, "peer refused: {sentence}");
+        use tonic_types::{ErrorDetails, StatusExt};
+        let details =
+            ErrorDetails::with_error_info(reason, "larder", [("applied".to_string(), "NO".to_string())]);
+        Status::with_error_details(tonic::Code::FailedPrecondition, sentence, details)
+    }
+
+    /// Checks a header against who we are and whom we heard.
+    fn admit(&self, header: Option<pb::PeerHeader>) -> std::result::Result<(), Box<Status>> {
+        let Some(header) = header else {
+            return Err(Box::new(self.refuse("NO_HEADER", "the call does not say who sends it".into())));
+        };
+        let members = self.node().map(|node| node.slots()).unwrap_or_default();
+        let expectation =
+            Expectation { cluster: self.peers.cluster(), group: GROUP, me: self.peers.identity() };
+        let checked = Header::try_from(header).and_then(|header| {
+            let slot = |id: u64| members.get(&id).map(String::as_str);
+            expectation.check(&header, slot, &self.heard)?;
+            Ok(header)
+        });
+        match checked {
+            Ok(header) => {
+                self.note_client_address(&header);
+                Ok(())
+            }
+            Err(refusal) => Err(Box::new(self.refuse(refusal.reason(), refusal.to_string()))),
+        }
+    }
+
+    fn running(&self) -> std::result::Result<&Arc<Node>, Box<Status>> {
+        self.node()
+            .ok_or_else(|| Box::new(self.refuse_quietly("this node is not in its cluster yet; try again")))
+    }
+
+    /// A refusal that surely comes before anything was done, and passes by itself.
+    fn refuse_quietly(&self, sentence: &str) -> Status {
+        Status::failed_precondition(sentence)
+    }
+
+    /// As [`Self::running`], and awake enough to vote.
+    fn voting(&self) -> std::result::Result<&Arc<Node>, Box<Status>> {
+        let node = self.running()?;
+        if node.is_quiet() {
+            return Err(Box::new(
+                self.refuse_quietly("this node has just started, or is stopping, and does not vote now"),
+            ));
+        }
+        Ok(node)
+    }
+}
+
+/// A tonic service for the peer port.
+pub fn service(host: Arc<Host>) -> peer_server::PeerServer<PeerService> {
+    peer_server::PeerServer::new(PeerService { host })
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// See the module's head.
+pub struct PeerService {
+    host: Arc<Host>,
+}
+
+fn malformed(error: impl ToString) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn internal(error: impl ToString) -> Status {
+    Status::internal(error.to_string())
+}
+
+fn not_leader(error: Error) -> Status {
+    Status::failed_precondition(error.to_string())
+}
+
+#[tonic::async_trait]
+impl peer_server::Peer for PeerService {
+    async fn hello(&self, request: Request<pb::HelloRequest>) -> Result<Response<pb::HelloResponse>, Status> {
+        // Not checked: asking who we are is how others find out that they mean somebody else.
+        drop(request);
+        Ok(Response::new(hello::answer(&self.host)))
+    }
+
+    type AppendStream = BoxStream<'static, Result<pb::AppendResponse, Status>>;
+
+    async fn append(
+        &self,
+        request: Request<Streaming<pb::AppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        let host = self.host.clone();
+        // The first frame is awaited inside the answer: the sender may wait for our headers before it sends.
+        let answers =
+            futures::stream::once(async move { append(host, request.into_inner()).await }).try_flatten();
+        Ok(Response::new(answers.boxed()))
+    }
+
+    async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteResponse>, Status> {
+        let mut request = request.into_inner();
+        self.host.admit(request.header.take()).map_err(|s| *s)?;
+        let node = self.host.voting().map_err(|s| *s)?;
+        let vote = convert::vote_request_from_pb(request).map_err(malformed)?;
+        let answer = node.raft().vote(vote).await.map_err(internal)?;
+        Ok(Response::new(convert::vote_response_to_pb(&answer)))
+    }
+
+    async fn pre_vote(
+        &self,
+        request: Request<pb::VoteRequest>,
+    ) -> Result<Response<pb::VoteResponse>, Status> {
+        let mut request = request.into_inner();
+        self.host.admit(request.header.take()).map_err(|s| *s)?;
+        let node = self.host.voting().map_err(|s| *s)?;
+        let vote = convert::vote_request_from_pb(request).map_err(malformed)?;
+        let answer = node.raft().pre_vote(vote).await.map_err(internal)?;
+        Ok(Response::new(convert::vote_response_to_pb(&answer)))
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<pb::SnapshotChunk>>,
+    ) -> Result<Response<pb::SnapshotResponse>, Status> {
+        let vote = receive_snapshot(&self.host, request.into_inner()).await?;
+        Ok(Response::new(pb::SnapshotResponse { vote: Some(vote) }))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<pb::TransferLeaderRequest>,
+    ) -> Result<Response<pb::TransferLeaderResponse>, Status> {
+        let mut request = request.into_inner();
+        self.host.admit(request.header.take()).map_err(|s| *s)?;
+        let node = self.host.voting().map_err(|s| *s)?;
+        let from = convert::vote_from_pb(request.from_leader).map_err(malformed)?;
+        let last = request.last_log.map(convert::log_id_from_pb);
+        let transfer = TransferLeaderRequest::<TypeConfig>::new(from, request.to, last);
+        let answer = node.raft().handle_transfer_leader(transfer).await.map_err(internal)?;
+        let refused = answer.err().map(|e| e.to_string()).unwrap_or_default();
+        Ok(Response::new(pb::TransferLeaderResponse { refused }))
+    }
+
+    async fn forward(
+        &self,
+        request: Request<pb::ForwardRequest>,
+    ) -> Result<Response<pb::ForwardResponse>, Status> {
+        let mut request = request.into_inner();
+        self.host.admit(request.header.take()).map_err(|s| *s)?;
+        let node = self.host.running().map_err(|s| *s)?;
+        if request.commands.len() > MAX_FORWARDED {
+            return Err(self
+                .host
+                .refuse("TOO_MANY", format!("a message forwards at most {MAX_FORWARDED} commands")));
+        }
+        let deadline = deadline(request.timeout_ms);
+        let proposals = request.commands.into_iter().map(|command| async move {
+            // What reaches the log must be readable on every node: a peer's bytes are checked like a client's.
+            let decoded =
+                state::codec::decode_command(command.clone()).map_err(|e| Error::Invalid(e.to_string()))?;
+            decoded.validate()?;
+            node.propose(command, deadline).await
+        });
+        let results = futures::future::join_all(proposals).await.iter().map(forward_result).collect();
+        Ok(Response::new(pb::ForwardResponse { results }))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<pb::ReadIndexRequest>,
+    ) -> Result<Response<pb::ReadIndexResponse>, Status> {
+        let mut request = request.into_inner();
+        self.host.admit(request.header.take()).map_err(|s| *s)?;
+        let node = self.host.running().map_err(|s| *s)?;
+        let index = node.read_index(deadline(request.timeout_ms)).await.map_err(not_leader)?;
+        Ok(Response::new(read_index_to_pb(index)))
+    }
+
+    async fn hand_over(
+        &self,
+        request: Request<pb::HandOverRequest>,
+    ) -> Result<Response<pb::HandOverResponse>, Status> {
+        let mut request = request.into_inner();
+        self.host.admit(request.header.take()).map_err(|s| *s)?;
+        let node = self.host.running().map_err(|s| *s)?;
+        match node.hand_over(&request.slot).await {
+            Ok(leader) => Ok(Response::new(pb::HandOverResponse { leader: leader.id })),
+            Err(Error::Invalid(why)) => Err(Status::invalid_argument(why)),
+            Err(other) => Err(not_leader(other)),
+        }
+    }
+}
+
+/// The sender's time left, capped.
+fn deadline(timeout_ms: u32) -> Instant {
+    Instant::now() + Duration::from_millis(timeout_ms.into()).min(MAX_TIMEOUT)
+}
+
+async fn append(
+    host: Arc<Host>,
+    mut frames: Streaming<pb::AppendRequest>,
+) -> Result<impl Stream<Item = Result<pb::AppendResponse, Status>> + Send + 'static, Status> {
+    let Some(mut first) = frames.message().await? else {
+        return Err(malformed("an append stream begins with a frame"));
+    };
+    host.admit(first.header.take()).map_err(|s| *s)?;
+    let node = host.running().map_err(|s| *s)?.clone();
+    let frames = futures::stream::iter([Ok(first)]).chain(frames);
+    // A frame that cannot be read ends the stream: the sender starts over from what was acknowledged.
+    let requests = frames.scan((), |(), frame| ready_or_end(frame.map(convert::append_from_pb)));
+    let (tx, rx) = tokio::sync::mpsc::channel(APPEND_ANSWERS_AHEAD);
+    // openraft's stream borrows its handle, so a task holds both; it ends with either side of the stream.
+    tokio::spawn(async move {
+        let mut answers = std::pin::pin!(node.raft().stream_append(requests));
+        while let Some(answer) = answers.next().await {
+            let answer = answer.map(|answer| convert::append_result_to_pb(&answer)).map_err(internal);
+            if tx.send(answer).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(ReceiverStream::new(rx))
+}
+
+fn ready_or_end<T>(
+    frame: Result<std::result::Result<T, convert::Malformed>, Status>,
+) -> std::future::Ready<Option<T>> {
+    std::future::ready(match frame {
+        Ok(Ok(request)) => Some(request),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "append stream ended");
+            None
+        }
+        Err(status) => {
+            tracing::debug!(%status, "append stream ended by the sender");
+            None
+        }
+    })
+}
+
+fn forward_result(result: &Result<state::Applied>) -> pb::ForwardResult {
+    use pb::forward_result::Result as R;
+    let result = match result {
+        Ok(applied) => R::Applied(state::codec::encode_applied(applied)),
+        Err(error) => R::Error(error_to_pb(error)),
+    };
+    pb::ForwardResult { result: Some(result) }
+}
+
+/// Receives a snapshot into a temporary file, verifying each block, and gives it to openraft when it is whole.
+async fn receive_snapshot(
+    host: &Arc<Host>,
+    mut chunks: Streaming<pb::SnapshotChunk>,
+) -> Result<pb::VoteId, Status> {
+    use pb::snapshot_chunk::Chunk;
+    let Some(pb::SnapshotChunk { chunk: Some(Chunk::Head(mut head)) }) = chunks.message().await? else {
+        return Err(malformed("a snapshot stream begins with its head"));
+    };
+    host.admit(head.header.take()).map_err(|s| *s)?;
+    let node = host.running().map_err(|s| *s)?.clone();
+    let vote = convert::vote_from_pb(head.vote).map_err(malformed)?;
+    let file_head = crate::store::SnapshotHead {
+        last: head.last.map(|id| crate::store::Position { term: id.term, index: id.index }),
+        membership_at: head.membership_id.map(|id| crate::store::Position { term: id.term, index: id.index }),
+        membership: head.membership,
+    };
+    let meta = meta_of_file(&file_head).map_err(malformed)?;
+    let (tx, mut rx) = tokio::sync::mpsc::channel(4);
+    let snapshots = host.snapshots.clone();
+    let writer = tokio::task::spawn_blocking(move || {
+        let mut writer = snapshots.begin(file_head)?;
+        while let Some(chunk) = rx.blocking_recv() {
+            match chunk {
+                Chunk::Block(block) => writer.write_raw_block(block)?,
+                Chunk::End(end) => return writer.finish_received(end.blocks, end.crc32c).map(Some),
+                Chunk::Head(_) => return Ok(None),
+            }
+        }
+        Ok(None)
+    });
+    while let Some(chunk) = chunks.message().await? {
+        let Some(chunk) = chunk.chunk else { return Err(malformed("an empty chunk")) };
+        if tx.send(chunk).await.is_err() {
+            break;
+        }
+    }
+    drop(tx);
+    let file = writer
+        .await
+        .map_err(internal)?
+        .map_err(|e: crate::store::StoreError| internal(e))?
+        .ok_or_else(|| malformed("the snapshot stream ended before its end"))?;
+    let answer =
+        node.raft().install_full_snapshot(vote, Snapshot { meta, snapshot: file }).await.map_err(internal)?;
+    Ok(convert::vote_to_pb(&answer.vote))
+}

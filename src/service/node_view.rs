@@ -1,0 +1,163 @@
+//! [`ClusterView`] on a node, from before it has a cluster until after it has stopped serving.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use super::{Check, ClusterView, Member, Status};
+use crate::{
+    error::{Error, NodeRef, Result},
+    raft::{FEATURE_LEVEL, Host, Node, NodeMetrics, Peers},
+};
+
+/// What a node tells of itself.
+pub struct NodeView {
+    host: Arc<Host>,
+    peers: Arc<Peers>,
+    /// Why there is no cluster yet.
+    waiting_for: watch::Receiver<String>,
+    /// Once caught up, a node stays so: readiness must not flap with load.
+    caught_up: AtomicBool,
+    stopping: AtomicBool,
+}
+
+impl NodeView {
+    /// A view through the peer service's host, which knows the node once it runs.
+    pub fn new(host: Arc<Host>, peers: Arc<Peers>, waiting_for: watch::Receiver<String>) -> Arc<Self> {
+        Arc::new(Self {
+            host,
+            peers,
+            waiting_for,
+            caught_up: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+        })
+    }
+
+    /// From now on the node is not ready.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    fn checks(&self, node: Option<&Node>, metrics: Option<&NodeMetrics>) -> Vec<Check> {
+        let stopping = self.stopping.load(Ordering::Acquire);
+        let running = stopping.then(|| "the node is shutting down".to_string());
+        let member = node.is_none().then(|| self.waiting_for.borrow().clone());
+        let leader = match metrics {
+            Some(m) if m.leader.is_some() => None,
+            Some(_) => {
+                Some("no leader is known; a majority of the nodes must be up and connected".to_string())
+            }
+            None => Some("not in a cluster yet".to_string()),
+        };
+        let open = match node {
+            Some(node) if node.state().read().is_open() => None,
+            _ => Some("not every founder has acknowledged an entry yet; start the missing ones".to_string()),
+        };
+        vec![
+            Check { name: "running", failing: running },
+            Check { name: "member", failing: member },
+            Check { name: "leader", failing: leader },
+            Check { name: "open", failing: open },
+            Check { name: "caught-up", failing: self.lag(metrics) },
+        ]
+    }
+
+    /// Why the node is not caught up: it has to apply what was committed when it first heard a leader.
+    fn lag(&self, metrics: Option<&NodeMetrics>) -> Option<String> {
+        if self.caught_up.load(Ordering::Acquire) {
+            return None;
+        }
+        let Some(m) = metrics else { return Some("nothing is loaded yet".into()) };
+        if m.leader.is_some() && m.committed_index > 0 && m.applied_index >= m.committed_index {
+            self.caught_up.store(true, Ordering::Release);
+            return None;
+        }
+        Some(format!("applied {} of {} committed entries", m.applied_index, m.committed_index))
+    }
+}
+
+#[async_trait]
+impl ClusterView for NodeView {
+    fn node(&self) -> NodeRef {
+        let me = self.peers.myself();
+        NodeRef { id: me.raft_id, slot: me.slot.clone() }
+    }
+
+    fn cluster_id(&self) -> String {
+        self.peers.cluster().map(|id| id.to_string()).unwrap_or_default()
+    }
+
+    fn status(&self) -> Status {
+        let me = self.peers.myself();
+        let node = self.host.node();
+        let metrics = node.map(|node| node.indexes());
+        let checks = self.checks(node.map(|n| &**n), metrics.as_ref());
+        let m = metrics.unwrap_or_default();
+        let mut status = Status {
+            role: m.role,
+            term: m.term,
+            leader: m.leader,
+            last_log_index: m.last_log_index,
+            committed_index: m.committed_index,
+            applied_index: m.applied_index,
+            first_log_index: m.first_log_index,
+            snapshot_index: m.snapshot_index,
+            revision: 0,
+            clock_ms: 0,
+            keys: 0,
+            bytes: 0,
+            state_hash: 0,
+            checks,
+            feature_level: 0,
+            feature_level_offered: FEATURE_LEVEL,
+            memory_limit_bytes: me.memory_limit_bytes,
+            incarnation: me.incarnation.to_string(),
+            boot_counter: me.boot_counter,
+            disk_bytes: node.map_or(0, |node| node.log().disk_bytes()),
+        };
+        if let Some(node) = node {
+            // One lock for all of these: they belong together.
+            let machine = node.state().read();
+            status.applied_index = machine.last_applied().map_or(0, |at| at.index);
+            status.revision = machine.revision();
+            status.clock_ms = machine.clock().0;
+            status.keys = machine.keys();
+            status.bytes = machine.bytes();
+            status.state_hash = machine.state_hash();
+            status.feature_level = machine.feature_level();
+        }
+        status
+    }
+
+    fn members(&self) -> Vec<Member> {
+        let Some(node) = self.host.node() else { return Vec::new() };
+        node.members()
+            .into_iter()
+            .map(|m| Member {
+                peer_address: self.peers.address_of(&m.node.slot),
+                client_address: self.host.client_address_of(m.node.id),
+                node: m.node,
+                voter: m.voter,
+                leader: m.leader,
+                matched_index: m.matched_index,
+            })
+            .collect()
+    }
+
+    async fn transfer_leader(&self, slot: &str) -> Result<NodeRef> {
+        let Some(node) = self.host.node() else {
+            return Err(Error::Unavailable(self.waiting_for.borrow().clone()));
+        };
+        if node.is_leader() {
+            return node.hand_over(slot).await;
+        }
+        match node.leader() {
+            Some(leader) => node.ask_hand_over(&leader, slot).await,
+            None => Err(Error::Unavailable("no leader is known; wait for one and try again".into())),
+        }
+    }
+}

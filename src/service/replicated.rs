@@ -1,0 +1,196 @@
+//! [`Cache`] on a running node: here, or on the leader.
+//!
+//! A write goes to the leader, in one hop at most; a linearizable read asks the leader for its read index, waits until this node has applied
+//! that far, and answers here. Whoever does not lead any more says so before anything is proposed, so the search for the leader may go on until
+//! the deadline; a write whose outcome is unknown is never sent again.
+//!
+//! Commands for the leader travel together: while one message is on its way the next gathers, as entries do in the proposer.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    time::{Instant, timeout_at},
+};
+
+use super::{Cache, Consistency, Ctx};
+use crate::{
+    error::{Error, NodeRef, Result},
+    raft::{MAX_FORWARDED, Node, ReadIndex},
+    state::{Answer, Applied, Command, MAX_BATCH_BYTES, Query, codec::encode_command},
+};
+
+/// How long to wait before looking for the leader again.
+const SEARCH: Duration = Duration::from_millis(20);
+/// The most commands waiting to be forwarded.
+const MAX_QUEUED: usize = 16 * 1024;
+/// Messages to the leader under way at once.
+const MESSAGES_IN_FLIGHT: usize = 4;
+
+/// The cache that a member of a cluster serves.
+pub struct ReplicatedCache {
+    node: Arc<Node>,
+    forward: mpsc::Sender<Forwarded>,
+    /// Rounds that ask the leader, shared by the reads of this node.
+    remote_rounds: ReadIndex,
+    on_forward: Arc<dyn Fn() + Send + Sync>,
+}
+
+struct Forwarded {
+    command: Bytes,
+    leader: NodeRef,
+    deadline: Instant,
+    reply: oneshot::Sender<Result<Applied>>,
+}
+
+impl ReplicatedCache {
+    /// A cache on a running node. `on_forward` is called for each command sent to the leader.
+    pub fn new(node: Arc<Node>, on_forward: Arc<dyn Fn() + Send + Sync>) -> Arc<Self> {
+        let (forward, queue) = mpsc::channel(MAX_QUEUED);
+        tokio::spawn(forward_all(node.clone(), queue));
+        let asking = node.clone();
+        let remote_rounds = ReadIndex::start(Arc::new(move |deadline| {
+            let node = asking.clone();
+            Box::pin(async move {
+                match node.leader() {
+                    Some(leader) => node.ask_read_index(&leader, deadline).await,
+                    None => Err(Error::NotLeader { leader: None }),
+                }
+            })
+        }));
+        Arc::new(Self { node, forward, remote_rounds, on_forward })
+    }
+
+    async fn write_once(&self, command: &Bytes, deadline: Instant) -> Result<Applied> {
+        if self.node.is_leader() {
+            return self.node.propose(command.clone(), deadline).await;
+        }
+        let Some(leader) = self.node.leader() else { return Err(Error::NotLeader { leader: None }) };
+        (self.on_forward)();
+        let (reply, answer) = oneshot::channel();
+        let forwarded = Forwarded { command: command.clone(), leader, deadline, reply };
+        self.forward.try_send(forwarded).map_err(|_| {
+            Error::ResourceExhausted(
+                "too many writes are on their way to the leader; send fewer at a time".into(),
+            )
+        })?;
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => {
+                Err(Error::OutcomeUnknown("the node stopped while the write was on its way".into()))
+            }
+            Err(_) => Err(Error::OutcomeUnknown("the leader did not answer in time".into())),
+        }
+    }
+
+    async fn read_index(&self, deadline: Instant) -> Result<u64> {
+        loop {
+            let tried = if self.node.is_leader() {
+                self.node.read_index(deadline).await
+            } else if self.node.leader().is_some() {
+                self.remote_rounds.index(deadline).await
+            } else {
+                Err(Error::NotLeader { leader: None })
+            };
+            match tried {
+                Err(error @ (Error::NotLeader { .. } | Error::Unavailable(_))) => {
+                    pause(deadline, error).await?;
+                }
+                other => return other,
+            }
+        }
+    }
+}
+
+/// Waits before the next try, or gives up with a sentence when there is no time for one.
+async fn pause(deadline: Instant, error: Error) -> Result<()> {
+    if Instant::now() + SEARCH >= deadline {
+        return Err(match error {
+            Error::NotLeader { leader: None } => Error::Unavailable(
+                "no leader is known; wait until a majority of the nodes is up and connected".into(),
+            ),
+            other => other,
+        });
+    }
+    tokio::time::sleep(SEARCH).await;
+    Ok(())
+}
+
+#[async_trait]
+impl Cache for ReplicatedCache {
+    async fn write(&self, command: Command, ctx: Ctx) -> Result<Applied> {
+        command.validate()?;
+        let deadline = Instant::now() + ctx.timeout;
+        let command = encode_command(&command);
+        loop {
+            match self.write_once(&command, deadline).await {
+                // All of these come before anything was proposed.
+                Err(error @ (Error::NotLeader { .. } | Error::Unavailable(_))) => {
+                    pause(deadline, error).await?;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn read(&self, query: Query, consistency: Consistency, ctx: Ctx) -> Result<Answer> {
+        query.validate()?;
+        let deadline = Instant::now() + ctx.timeout;
+        if consistency == Consistency::Linearizable {
+            let index = self.read_index(deadline).await?;
+            timeout_at(deadline, self.node.state().wait_applied(index)).await.map_err(|_| {
+                Error::Unavailable("this node is behind and did not catch up in time; ask another one".into())
+            })?;
+        }
+        Ok(self.node.state().read().read(&query))
+    }
+}
+
+/// Gathers what is queued for the leader into messages.
+async fn forward_all(node: Arc<Node>, mut queue: mpsc::Receiver<Forwarded>) {
+    let in_flight = Arc::new(Semaphore::new(MESSAGES_IN_FLIGHT));
+    let mut carried = None;
+    loop {
+        let Ok(permit) = in_flight.clone().acquire_owned().await else { return };
+        let first = match carried.take() {
+            Some(first) => first,
+            None => match queue.recv().await {
+                Some(first) => first,
+                None => return,
+            },
+        };
+        let batch;
+        (batch, carried) = gather(first, &mut queue);
+        let node = node.clone();
+        tokio::spawn(async move {
+            let leader = batch[0].leader.clone();
+            let deadline = batch.iter().map(|f| f.deadline).max().unwrap_or_else(Instant::now);
+            let commands = batch.iter().map(|f| f.command.clone()).collect();
+            let results = node.forward(&leader, commands, deadline).await;
+            drop(permit);
+            for (forwarded, result) in batch.into_iter().zip(results) {
+                drop(forwarded.reply.send(result));
+            }
+        });
+    }
+}
+
+/// What is queued for the same leader, within the bounds of a message; never empty.
+fn gather(first: Forwarded, queue: &mut mpsc::Receiver<Forwarded>) -> (Vec<Forwarded>, Option<Forwarded>) {
+    let mut bytes = first.command.len();
+    let mut batch = vec![first];
+    while batch.len() < MAX_FORWARDED {
+        let Ok(next) = queue.try_recv() else { break };
+        if next.reply.is_closed() {
+            continue;
+        }
+        bytes += next.command.len();
+        if next.leader != batch[0].leader || bytes > MAX_BATCH_BYTES {
+            return (batch, Some(next));
+        }
+        batch.push(next);
+    }
+    (batch, None)
+}
