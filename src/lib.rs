@@ -11,7 +11,7 @@
 //! | 3 | [`service`] | the seam `Cache`: here, or on the leader |
 //! | 3 | [`cluster`] | who am I, who are they: identity, genesis |
 //! | 4 | [`api`], [`client`] | gRPC and HTTP; the Rust client |
-//! | 5 | [`config`], [`server`], [`bench`] | settings; building, starting and stopping a node; the load harness |
+//! | 5 | [`config`], [`server`], [`mod@bench`] | settings; building, starting and stopping a node; the load harness |
 //! | 6 | `main`, [`cmd`] | the command line |
 //!
 //! A module imports only from lower layers; `tests/layers.rs` enforces it.

@@ -13,4 +13,5 @@
 //! replacing and retiring members.
 
 pub mod genesis;
+pub mod run;
 pub mod slot;

@@ -32,10 +32,10 @@ const ORDERS: [Option<[usize; SEEDS]>; 7] = [
 /// Whether the seeds become one open cluster from here, in every order, or the end is excused.
 pub(crate) fn heals(model: &Genesis, world: &World) -> bool {
     // What was heard and promised in the past plays no part from here on, so many states share one future.
-    type Future = (bool, [Node; SEEDS], Vec<(Set, Set, bool)>);
+    type Future = (bool, u8, [Node; SEEDS], Vec<(Set, Set, bool)>);
     thread_local!(static KNOWN: RefCell<HashMap<Future, bool>> = RefCell::default());
     let clusters = world.clusters.iter().map(|(set, cluster)| (*set, cluster.voters, cluster.open)).collect();
-    let future = (model.rules.swap, world.nodes, clusters);
+    let future = (model.rules.swap, model.wipes - world.wipes, world.nodes, clusters);
     // A variant of the rules is remembered by nobody: each is explored once.
     let whole = model.rules.promise && model.rules.follow && model.rules.give_up && model.rules.gate;
     if whole && let Some(known) = KNOWN.with_borrow(|known| known.get(&future).copied()) {
@@ -115,11 +115,13 @@ fn is_whole(world: &World) -> bool {
 
 /// See the module's head.
 fn is_excused(model: &Genesis, world: &World) -> bool {
+    let wipes = usize::from(model.wipes - world.wipes);
     world.clusters.iter().any(|(set, cluster)| {
-        let wiped =
+        let gone =
             (0..SEEDS).filter(|slot| world.nodes[*slot].durable.incarnation != cluster.voters[*slot]).count();
+        // Who is gone must be gone by a wipe: nobody may give up a cluster that somebody holds.
+        let wiped = if gone <= wipes { gone } else { 0 };
         let quorum_lost = wiped * 2 > SEEDS;
-        let somebody_holds = world.held(*set) > 0;
-        somebody_holds && (quorum_lost || (!model.rules.swap && wiped > 0))
+        world.held(*set) > 0 && (quorum_lost || (!model.rules.swap && wiped > 0))
     })
 }

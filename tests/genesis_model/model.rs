@@ -15,6 +15,7 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet, HashMap},
+    hash::{Hash, Hasher},
 };
 
 use larder::{
@@ -53,10 +54,29 @@ impl Bind {
 }
 
 /// What a seed says of itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Record {
     pub(crate) incarnation: u8,
     pub(crate) bind: Bind,
+}
+
+impl Record {
+    /// The record in the lowest 18 bits: a test without optimisation spends its time on hashing and comparing.
+    fn code(self) -> u64 {
+        let (kind, set) = match self.bind {
+            Bind::Formatted => (0, [0; SEEDS]),
+            Bind::Promised(set) => (1, set),
+            Bind::Bound(set) => (2, set),
+            Bind::Joined(set) => (3, set),
+        };
+        set.iter().fold(kind << 4 | u64::from(self.incarnation), |code, n| code << 4 | u64::from(*n))
+    }
+}
+
+impl Hash for Record {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u32(self.code() as u32);
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -99,11 +119,12 @@ fn marked(marks: &Marks, slot: usize, incarnation: u8) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct World {
     pub(crate) nodes: [Node; SEEDS],
-    /// `hears[i][j]`: what `j` may answer to a question that `i` asked since its own last step.
-    hears: [[BTreeSet<Record>; SEEDS]; SEEDS],
+    /// `hears[i][j]`: what `j` may answer to a question that `i` asked since its own last step, ascending.
+    hears: [[Vec<Record>; SEEDS]; SEEDS],
     /// By founding set.
     pub(crate) clusters: BTreeMap<Set, Cluster>,
-    wipes: u8,
+    /// How many more there may be.
+    pub(crate) wipes: u8,
     crashes: u8,
 }
 
@@ -136,6 +157,8 @@ pub(crate) struct Genesis {
     pub(crate) rules: Rules,
     pub(crate) wipes: u8,
     pub(crate) crashes: u8,
+    /// Only this property is checked; `None`: all.
+    pub(crate) only: Option<&'static str>,
 }
 
 /// A step that changes a seed's disk.
@@ -190,9 +213,13 @@ fn binding(bind: Bind) -> Binding {
 
 /// What `decide` of the product says, remembered: its inputs recur by the million.
 fn ask_the_product(slot: usize, me: Record, data: bool, heard: [Option<Record>; SEEDS]) -> Option<Change> {
-    type Question = (usize, Record, bool, [Option<Record>; SEEDS]);
-    thread_local!(static KNOWN: RefCell<HashMap<Question, Option<Change>>> = RefCell::default());
-    let question = (slot, me, data, heard);
+    thread_local!(static KNOWN: RefCell<HashMap<u64, Option<Change>>> = RefCell::default());
+    let question = (0..SEEDS)
+        .filter(|other| *other != slot)
+        .fold((slot as u64) << 1 | u64::from(data), |code, other| {
+            code << 19 | heard[other].map_or(0, |record| 1 << 18 | record.code())
+        });
+    let question = question << 18 | me.code();
     if let Some(known) = KNOWN.with_borrow(|known| known.get(&question).copied()) {
         return known;
     }
@@ -234,17 +261,23 @@ impl Genesis {
         heard: [Option<Record>; SEEDS],
     ) -> Option<Change> {
         let change = ask_the_product(slot, me, data, heard)?;
-        let followed = |set| heard.iter().flatten().any(|record| record.bind == Bind::Bound(set));
+        // By unanimity alone: I promise it, and every other seed does, or is past it.
+        let unanimous = |set| {
+            let with = |bind| bind == Bind::Promised(set) || bind == Bind::Bound(set);
+            me.bind == Bind::Promised(set)
+                && heard.iter().flatten().filter(|record| with(record.bind)).count() == SEEDS - 1
+        };
         match change {
             Change::Promise(set) if !self.rules.promise => Some(Change::Bind(set)),
-            Change::Bind(set) if !self.rules.follow && followed(set) => None,
+            Change::Bind(set) if !self.rules.follow && !unanimous(set) => None,
             Change::GiveUp if !self.rules.give_up => None,
             Change::Join(_) if !self.rules.swap => None,
             change => Some(change),
         }
     }
 
-    fn live(&self) -> bool {
+    /// Whether something can come between the disk and the word.
+    fn splits_steps(&self) -> bool {
         self.crashes > 0
     }
 }
@@ -252,8 +285,7 @@ impl Genesis {
 impl World {
     fn new(model: &Genesis) -> Self {
         let nodes = [Node::empty(0); SEEDS];
-        let hears =
-            std::array::from_fn(|_| std::array::from_fn(|other| BTreeSet::from([nodes[other].spoken])));
+        let hears = std::array::from_fn(|_| std::array::from_fn(|other| vec![nodes[other].spoken]));
         Self { nodes, hears, clusters: BTreeMap::new(), wipes: model.wipes, crashes: model.crashes }
     }
 
@@ -316,8 +348,10 @@ impl World {
     fn spread(&mut self, slot: usize) {
         let record = self.nodes[slot].spoken;
         for (listener, hears) in self.hears.iter_mut().enumerate() {
-            if listener != slot {
-                hears[slot].insert(record);
+            if listener != slot
+                && let Err(place) = hears[slot].binary_search(&record)
+            {
+                hears[slot].insert(place, record);
             }
         }
     }
@@ -325,7 +359,7 @@ impl World {
     /// `slot` asks anew.
     fn ask_anew(&mut self, slot: usize) {
         for other in (0..SEEDS).filter(|other| *other != slot) {
-            self.hears[slot][other] = BTreeSet::from([self.nodes[other].spoken]);
+            self.hears[slot][other] = vec![self.nodes[other].spoken];
         }
     }
 
@@ -408,7 +442,7 @@ impl Model for Genesis {
                 let before = world.nodes[slot].durable;
                 world.take(slot, change);
                 world.ask_anew(slot);
-                if !self.live() || change == Change::GiveUp {
+                if !self.splits_steps() || change == Change::GiveUp {
                     world.speak(slot);
                 } else if !self.rules.durable_first {
                     world.speak(slot);
@@ -475,6 +509,7 @@ impl Model for Genesis {
                 world.clusters.iter().any(|(set, cluster)| cluster.voters != *set)
             }));
         }
+        all.retain(|property| self.only.is_none_or(|only| property.name == only));
         all
     }
 }

@@ -38,7 +38,8 @@ fn reason(expectation: &Expectation, header: &Header) -> &'static str {
 
 #[test]
 fn each_rule_has_its_reason() {
-    let rows: [(&str, fn(&mut Header)); 10] = [
+    type Row = (&'static str, fn(&mut Header));
+    let rows: [Row; 10] = [
         ("OK", |_| {}),
         ("CLUSTER_MISMATCH", |h| h.cluster = Some(ClusterId([2; 16]))),
         ("CLUSTER_MISMATCH", |h| h.cluster = None),
