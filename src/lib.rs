@@ -17,10 +17,10 @@
 //! A module imports only from lower layers; `tests/layers.rs` enforces it.
 
 pub mod api;
+pub mod bench;
+pub mod client;
 pub mod cluster;
 pub mod config;
-pub mod client;
-pub mod bench;
 pub mod cmd;
 pub mod error;
 pub mod observe;

@@ -141,6 +141,11 @@ impl Node {
         self.reap();
     }
 
+    /// Whether the process ended by itself and [`exit`](Self::exit) was not asked yet.
+    pub fn ended(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_some())
+    }
+
     /// SIGTERM.
     pub fn terminate(&self) {
         signal("TERM", self.pid());
