@@ -12,6 +12,10 @@
 //! The record on disk (`store::identity`), what peers check on each call (`raft::handshake`), and, in this release, joining,
 //! replacing and retiring members.
 
+mod founding;
+pub mod gate;
 pub mod genesis;
 pub mod run;
 pub mod slot;
+
+pub use founding::{genesis, until_given_up};

@@ -26,6 +26,11 @@ const CLIENTS_PER_CONNECTION: usize = 8;
 /// throughput. With --rate, operations are due at a steady rate, and latency counts from when one was due (open loop):
 /// this finds the latency at that load, stalls included.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "\
+Examples:
+  larder bench                                               durable Sets by 64 clients, for the throughput
+  larder bench --workload get --clients 256 --duration 30s   linearizable Gets
+  larder bench --workload mixed --rate 2000                  the latency at 2,000 operations a second")]
 pub struct Args {
     /// What to do: set, get (of keys loaded before), or mixed.
     #[arg(long, value_enum, default_value = "set", env = "LARDER_BENCH_WORKLOAD")]

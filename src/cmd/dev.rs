@@ -1,11 +1,24 @@
 //! `dev`: a whole cluster in one process on loopback.
 
-use std::path::PathBuf;
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
+use comfy_table::Table;
 
-use super::Failure;
-use crate::error::Error;
+use super::{
+    Failure,
+    node::{self, StopSignal},
+};
+use crate::{
+    config::{RawConfig, ServeConfig},
+    error::Error,
+    observe::tracing,
+    server::{Ended, Server},
+    service::{ClusterView, Role},
+};
 
 /// How far apart the ports of two nodes are: client, peers +1, HTTP +2, and room.
 pub const PORT_STEP: u16 = 10;
@@ -48,6 +61,118 @@ fn node_count(text: &str) -> Result<u8, String> {
 ///
 /// # Errors
 /// If a port is in use, the directory cannot be used, or a node stops by itself.
-pub async fn run(_args: DevArgs) -> Result<(), Failure> {
-    Err(Error::Unimplemented("this build cannot run a node".into()).into())
+pub async fn run(args: DevArgs) -> Result<(), Failure> {
+    tracing::init("warn", tracing::LogFormat::Text)?;
+    let mut stop = StopSignal::listen()?;
+    let temporary = match &args.data_dir {
+        Some(_) => None,
+        None => Some(Temporary::new()?),
+    };
+    let dir = args.data_dir.clone().or_else(|| temporary.as_ref().map(|t| t.0.clone())).unwrap_or_default();
+    let mut servers = Vec::new();
+    for config in configs(&args, &dir)? {
+        servers.push(node::start(config).await?);
+    }
+    let all_ready = async {
+        for server in &servers {
+            server.ready().await;
+        }
+    };
+    tokio::select! {
+        () = stop.received() => return shut_down(servers).await,
+        error = any_ends(&servers) => return Err(error.into()),
+        () = all_ready => announce(&args, &servers, &dir),
+    }
+    tokio::select! {
+        () = stop.received() => shut_down(servers).await,
+        error = any_ends(&servers) => Err(error.into()),
+    }
+}
+
+fn configs(args: &DevArgs, dir: &Path) -> Result<Vec<ServeConfig>, Error> {
+    let port = |slot: u8, offset: u16| args.base_port + u16::from(slot) * PORT_STEP + offset;
+    let local = |slot: u8, offset: u16| format!("127.0.0.1:{}", port(slot, offset));
+    let peers: Vec<String> = (0..args.nodes).map(|slot| format!("{slot}={}", local(slot, 1))).collect();
+    (0..args.nodes)
+        .map(|slot| {
+            ServeConfig::try_from(RawConfig {
+                slot: Some(slot.to_string()),
+                peers: Some(peers.join(",")),
+                data_dir: Some(dir.join(slot.to_string())),
+                client_addr: Some(local(slot, 0)),
+                peer_addr: Some(local(slot, 1)),
+                http_addr: Some(local(slot, 2)),
+                ..RawConfig::default()
+            })
+        })
+        .collect()
+}
+
+/// The first node that stops by itself. A founder that gives up cannot happen here: its peers are in this process.
+async fn any_ends(servers: &[Server]) -> Error {
+    let ends = servers.iter().map(|server| Box::pin(server.ended()));
+    match futures::future::select_all(ends).await.0 {
+        Ended::Failed(error) => error,
+        Ended::FormattedAnew => Error::Unavailable("a node was formatted anew; start again".into()),
+    }
+}
+
+/// All at once: there is nobody to hand leadership to.
+async fn shut_down(servers: Vec<Server>) -> Result<(), Failure> {
+    let all = servers.into_iter().map(|server| server.shutdown(false));
+    for result in futures::future::join_all(all).await {
+        result?;
+    }
+    Ok(())
+}
+
+/// What somebody who tries Larder wants to know: where it is, and what to type next.
+fn announce(args: &DevArgs, servers: &[Server], dir: &Path) {
+    let mut table = Table::new();
+    table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(["slot", "role", "clients (gRPC)", "peers", "probes and metrics"]);
+    for (slot, server) in servers.iter().enumerate() {
+        let port = usize::from(args.base_port) + slot * usize::from(PORT_STEP);
+        let role = if server.view().status().role == Role::Leader { "leader" } else { "follower" };
+        table.add_row([
+            slot.to_string(),
+            role.to_string(),
+            format!("127.0.0.1:{port}"),
+            format!("127.0.0.1:{}", port + 1),
+            format!("http://127.0.0.1:{}/metrics", port + 2),
+        ]);
+    }
+    let kept = if args.data_dir.is_some() { "kept" } else { "gone when this ends; --data-dir keeps it" };
+    let endpoints = match args.base_port {
+        7400 => String::new(),
+        port => format!("--endpoints 127.0.0.1:{port} "),
+    };
+    let larder = std::env::args().next().unwrap_or_else(|| "larder".into());
+    let text = format!(
+        "{table}\nThe data is in {} ({kept}). Ctrl-C stops the cluster.\n\nTry, in another terminal:\n  \
+         {larder} {endpoints}set greeting 'hello, world'\n  {larder} {endpoints}get greeting\n  {larder} {endpoints}status\n",
+        dir.display()
+    );
+    // A reader that is gone is no reason to stop.
+    let _ = io::stdout().write_all(text.as_bytes());
+}
+
+/// A directory that goes with the cluster.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn new() -> Result<Self, Error> {
+        let dir = std::env::temp_dir().join(format!("larder-dev-{}", uuid::Uuid::new_v4()));
+        std::fs::create_dir_all(&dir).map_err(|e| {
+            Error::Storage(format!("cannot create {}: {e}; give a --data-dir", dir.display()))
+        })?;
+        Ok(Self(dir))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // What cannot be removed is left in the system's directory for such things.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }

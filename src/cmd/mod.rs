@@ -9,6 +9,7 @@
 //!
 //! Not here: what the settings of a node mean (`config`), the client (`client`), exit codes (`main`).
 
+pub mod bench;
 mod checkpoint;
 mod data;
 pub mod dev;
@@ -17,6 +18,7 @@ mod environment;
 mod failure;
 mod line;
 mod load;
+mod node;
 mod output;
 pub mod serve;
 mod status;
@@ -122,6 +124,8 @@ pub enum Command {
     Members,
     /// Hand leadership to another node.
     TransferLeader(TransferLeaderArgs),
+    /// Drive a cluster with a known load and report throughput and latencies.
+    Bench(Box<bench::Args>),
 }
 
 /// A list of endpoints, as one argument.
@@ -156,6 +160,10 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Members => status::members(&client(&global, false)?, printer).await,
         Command::TransferLeader(args) => {
             status::transfer_leader(&client(&global, false)?, printer, args).await
+        }
+        Command::Bench(args) => {
+            let endpoints = global.endpoints.0.iter().map(ToString::to_string).collect();
+            Ok(bench::run(&args, endpoints, global.timeout, global.output == Output::Json).await?)
         }
     }
 }

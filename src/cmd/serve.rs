@@ -7,8 +7,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::Failure;
-use crate::error::Error;
+use super::{Failure, node};
+use crate::{
+    config::{ByteSize, RawConfig, ServeConfig},
+    error::Error,
+    observe::tracing,
+};
 
 /// Run a node.
 #[derive(Debug, Clone, Default, Args)]
@@ -69,10 +73,39 @@ pub struct ServeArgs {
     pub election_timeout_max_ms: Option<u64>,
 }
 
+impl ServeArgs {
+    /// The flags, as they are laid over the file.
+    fn settings(self) -> Result<RawConfig, Error> {
+        let size = |name: &str, text: Option<String>| {
+            text.map(|text| text.parse::<ByteSize>().map_err(|e| Error::Invalid(format!("--{name}: {e}"))))
+                .transpose()
+        };
+        Ok(RawConfig {
+            memory_limit: size("memory-limit", self.memory_limit)?,
+            snapshot_log_bytes: size("snapshot-log-bytes", self.snapshot_log_bytes)?,
+            slot: self.slot,
+            peers: self.peers,
+            data_dir: self.data_dir,
+            client_addr: self.client_addr,
+            peer_addr: self.peer_addr,
+            http_addr: self.http_addr,
+            advertise_client: self.advertise_client,
+            log_level: self.log_level,
+            log_format: self.log_format,
+            heartbeat_ms: self.heartbeat_ms,
+            election_timeout_min_ms: self.election_timeout_min_ms,
+            election_timeout_max_ms: self.election_timeout_max_ms,
+        })
+    }
+}
+
 /// Runs a node until it is told to stop.
 ///
 /// # Errors
 /// If the settings are wrong, the node cannot start, or it stops by itself.
-pub async fn run(_args: ServeArgs) -> Result<(), Failure> {
-    Err(Error::Unimplemented("this build cannot run a node".into()).into())
+pub async fn run(args: ServeArgs) -> Result<(), Failure> {
+    let file = args.config.as_deref().map(RawConfig::from_file).transpose()?.unwrap_or_default();
+    let config = ServeConfig::try_from(file.merge(args.settings()?))?;
+    tracing::init(&config.log_level, config.log_format)?;
+    Ok(node::run(config).await?)
 }

@@ -36,7 +36,7 @@ pub struct HelloAnswer {
 }
 
 pub(super) fn answer(host: &Host) -> pb::HelloResponse {
-    let (binding, last_log_index) = host.hello_state();
+    let binding = host.binding();
     let (state, set) = match &binding {
         Binding::Formatted => (pb::BindState::Formatted, None),
         Binding::Promised(set) => (pb::BindState::Promised, Some(set)),
@@ -65,7 +65,7 @@ pub(super) fn answer(host: &Host) -> pb::HelloResponse {
         state: state.into(),
         set,
         leader: node.and_then(|n| n.leader()).map_or(0, |leader| leader.id),
-        last_log_index: node.and_then(|n| n.log().last()).map_or(last_log_index, |at| at.index),
+        last_log_index: node.and_then(|n| n.log().last()).map_or(0, |at| at.index),
         members: members.unwrap_or_default(),
     }
 }

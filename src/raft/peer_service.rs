@@ -4,17 +4,17 @@
 //! refused as unavailable. Every call, and the first frame of every stream, is checked against the handshake's rules
 //! ([`super::handshake`]) before anything else is looked at.
 //!
-//! Not here: deciding genesis (`cluster`), which only publishes its state through [`Host::set_hello`].
+//! Not here: deciding genesis (`cluster`), which publishes the identity that Hello answers.
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
 use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
 use openraft::{Snapshot, raft::TransferLeaderRequest};
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -31,7 +31,7 @@ use crate::{
     error::{Error, Result},
     proto::raft::{self as pb, peer_server},
     state,
-    store::{Binding, Snapshots},
+    store::{Binding, Identity, Snapshots},
 };
 
 /// The most commands of one forwarded message.
@@ -46,7 +46,8 @@ pub struct Host {
     peers: Arc<Peers>,
     snapshots: Snapshots,
     node: OnceLock<Arc<Node>>,
-    binding: RwLock<(Binding, u64)>,
+    /// What this node is bound to, as it is on disk.
+    identity: watch::Receiver<Identity>,
     heard: Heard,
     /// Where members' clients connect, as they said.
     client_addresses: Mutex<BTreeMap<u64, String>>,
@@ -54,32 +55,27 @@ pub struct Host {
 }
 
 impl Host {
-    /// Answers Hello with `binding`; everything else waits for [`Host::run`].
+    /// Answers Hello from `identity`; everything else waits for [`Host::run`].
     pub fn new(
         peers: Arc<Peers>,
         snapshots: Snapshots,
-        binding: Binding,
+        identity: watch::Receiver<Identity>,
         on_refused: Arc<dyn Fn(&'static str) + Send + Sync>,
     ) -> Arc<Self> {
         Arc::new(Self {
             peers,
             snapshots,
             node: OnceLock::new(),
-            binding: RwLock::new((binding, 0)),
+            identity,
             heard: Heard::new(),
             client_addresses: Mutex::new(BTreeMap::new()),
             on_refused,
         })
     }
 
-    /// What Hello answers from now on. Call it only after the binding is on disk.
-    pub fn set_hello(&self, binding: Binding, last_log_index: u64) {
-        *self.binding.write().unwrap_or_else(PoisonError::into_inner) = (binding, last_log_index);
-    }
-
-    /// The binding and the last log index that Hello answers.
-    pub(super) fn hello_state(&self) -> (Binding, u64) {
-        self.binding.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What this node is bound to.
+    pub(super) fn binding(&self) -> Binding {
+        self.identity.borrow().binding.clone()
     }
 
     /// The other nodes.

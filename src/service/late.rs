@@ -14,12 +14,12 @@ use crate::{
 /// A cache that is filled in once the node runs.
 pub struct LateCache {
     cache: OnceLock<Arc<dyn Cache>>,
-    waiting_for: watch::Receiver<String>,
+    waiting_for: watch::Receiver<Option<String>>,
 }
 
 impl LateCache {
     /// `waiting_for` says why there is no cache yet.
-    pub fn new(waiting_for: watch::Receiver<String>) -> Arc<Self> {
+    pub fn new(waiting_for: watch::Receiver<Option<String>>) -> Arc<Self> {
         Arc::new(Self { cache: OnceLock::new(), waiting_for })
     }
 
@@ -30,7 +30,8 @@ impl LateCache {
 
     fn cache(&self) -> Result<&Arc<dyn Cache>> {
         self.cache.get().ok_or_else(|| {
-            Error::Unavailable(format!("this node is not in a cluster yet: {}", *self.waiting_for.borrow()))
+            let why = self.waiting_for.borrow().clone().unwrap_or_else(|| "it is starting".into());
+            Error::Unavailable(format!("this node does not serve yet: {why}"))
         })
     }
 }

@@ -19,7 +19,7 @@ pub struct NodeView {
     host: Arc<Host>,
     peers: Arc<Peers>,
     /// Why there is no cluster yet.
-    waiting_for: watch::Receiver<String>,
+    waiting_for: watch::Receiver<Option<String>>,
     /// Once caught up, a node stays so: readiness must not flap with load.
     caught_up: AtomicBool,
     stopping: AtomicBool,
@@ -27,7 +27,11 @@ pub struct NodeView {
 
 impl NodeView {
     /// A view through the peer service's host, which knows the node once it runs.
-    pub fn new(host: Arc<Host>, peers: Arc<Peers>, waiting_for: watch::Receiver<String>) -> Arc<Self> {
+    pub fn new(
+        host: Arc<Host>,
+        peers: Arc<Peers>,
+        waiting_for: watch::Receiver<Option<String>>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             host,
             peers,
@@ -42,10 +46,14 @@ impl NodeView {
         self.stopping.store(true, Ordering::Release);
     }
 
+    fn waits_for(&self) -> String {
+        self.waiting_for.borrow().clone().unwrap_or_else(|| "the log is being read".into())
+    }
+
     fn checks(&self, node: Option<&Node>, metrics: Option<&NodeMetrics>) -> Vec<Check> {
         let stopping = self.stopping.load(Ordering::Acquire);
         let running = stopping.then(|| "the node is shutting down".to_string());
-        let member = node.is_none().then(|| self.waiting_for.borrow().clone());
+        let member = node.is_none().then(|| self.waits_for());
         let leader = match metrics {
             Some(m) if m.leader.is_some() => None,
             Some(_) => {
@@ -150,7 +158,7 @@ impl ClusterView for NodeView {
 
     async fn transfer_leader(&self, slot: &str) -> Result<NodeRef> {
         let Some(node) = self.host.node() else {
-            return Err(Error::Unavailable(self.waiting_for.borrow().clone()));
+            return Err(Error::Unavailable(self.waits_for()));
         };
         if node.is_leader() {
             return node.hand_over(slot).await;

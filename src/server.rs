@@ -1,0 +1,354 @@
+//! The composition root: builds a node, starts it in order, stops it in order.
+//!
+//! Start: identity (durable before anybody can ask) -> log and snapshots -> the three ports -> genesis -> Raft -> ready. A node listens before it
+//! is in a cluster, because genesis asks over the peer port and probes over the HTTP port; clients are refused with the reason until then.
+//!
+//! Stop: not ready -> no more elections, leadership handed over -> requests under way finished -> ports closed -> Raft stopped, log synced.
+//!
+//! The caller owns the sockets and the stop signal, so tests bind port 0.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
+use tokio_stream::wrappers::TcpListenerStream;
+
+use crate::{
+    api,
+    cluster::{
+        self,
+        run::{Founded, Genesis},
+    },
+    config::ServeConfig,
+    error::{Error, Result},
+    observe::{Metrics, SnapshotKind},
+    raft::{self, Directory, Hooks, Host, Myself, Node, Peers, SnapshotEvent},
+    service::{ClusterView, LateCache, NodeView, ReplicatedCache, duties},
+    store::{self, Binding, IdentityFile, Log, LogOptions, Snapshots},
+    time::Clock,
+};
+
+/// Entries proposed and not yet applied, at most. While they are on their way the next one gathers, so fewer in flight means more commands in
+/// one sync; two keep the disk busy while one is being replicated.
+const ENTRIES_IN_FLIGHT: usize = 2;
+/// How often readiness is looked at by those who wait for it.
+const READY_ROUND: Duration = Duration::from_millis(20);
+/// How long requests under way may take to finish at shutdown.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// The sockets a node serves on.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For clients.
+    pub client: TcpListener,
+    /// For the other nodes.
+    pub peer: TcpListener,
+    /// For probes and metrics.
+    pub http: TcpListener,
+}
+
+impl Listeners {
+    /// Binds the configured addresses.
+    ///
+    /// # Errors
+    /// A sentence that names the address and the flag, for one that is taken or not ours.
+    pub async fn bind(config: &ServeConfig) -> Result<Self> {
+        Ok(Self {
+            client: bind(config.client_addr, "--client-addr").await?,
+            peer: bind(config.peer_addr, "--peer-addr").await?,
+            http: bind(config.http_addr, "--http-addr").await?,
+        })
+    }
+}
+
+async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|e| {
+        Error::Invalid(format!(
+            "cannot listen on {address}: {e}; choose another address with {flag}, or stop what uses it"
+        ))
+    })
+}
+
+/// Why a node does not go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// A disk that failed, data that cannot be read, a broken invariant.
+    Failed(Error),
+    /// It gave up a founding that can never be, and its data directory is new: start it again.
+    FormattedAnew,
+}
+
+/// A started node.
+pub struct Server {
+    view: Arc<NodeView>,
+    host: Arc<Host>,
+    log: Log,
+    /// Ends genesis and the duties.
+    joining: JoinHandle<()>,
+    serving: JoinSet<Result<()>>,
+    stop_peers: watch::Sender<bool>,
+    stop_clients: watch::Sender<bool>,
+    ended: watch::Receiver<Option<Ended>>,
+}
+
+fn stopped(signal: &watch::Sender<bool>) -> impl Future<Output = ()> + Send + 'static {
+    let mut signal = signal.subscribe();
+    async move {
+        // A dropped sender is a stop as well.
+        let _ = signal.wait_for(|stop| *stop).await;
+    }
+}
+
+fn storage(error: impl std::fmt::Display) -> Error {
+    Error::Storage(error.to_string())
+}
+
+/// What is opened before any port answers.
+struct Opened {
+    identity: IdentityFile,
+    log: Log,
+    snapshots: Snapshots,
+}
+
+fn open(config: &ServeConfig, metrics: &Arc<Metrics>) -> Result<Opened> {
+    let dir: &Path = &config.data_dir;
+    let identity = IdentityFile::open_or_format(dir, &config.slot, uuid::Uuid::new_v4()).map_err(storage)?;
+    let incarnation = identity.identity().incarnation;
+    let counted = metrics.clone();
+    let options = LogOptions {
+        on_sync: Some(Arc::new(move |sync: store::SyncReport| {
+            counted.log_sync.observe(0, sync.records, sync.bytes, sync.duration);
+        })),
+        ..LogOptions::new(dir, incarnation, raft::GROUP)
+    };
+    let (log, _) = Log::open(options).map_err(storage)?;
+    let snapshots = Snapshots::open(dir, incarnation, raft::GROUP).map_err(storage)?;
+    Ok(Opened { identity, log, snapshots })
+}
+
+fn myself(config: &ServeConfig, identity: &store::Identity) -> Myself {
+    Myself {
+        slot: config.slot.clone(),
+        incarnation: identity.incarnation,
+        raft_id: identity.raft_id(),
+        boot_counter: identity.boot_counter,
+        nonce: rand::random(),
+        client_address: config.advertised_client(),
+        memory_limit_bytes: config.memory_limit_bytes.unwrap_or(0),
+    }
+}
+
+/// The static list of peers: names are resolved at every dial.
+fn directory(config: &ServeConfig) -> Arc<dyn Directory> {
+    let addresses: BTreeMap<String, String> =
+        config.peers.iter().map(|(slot, address)| (slot.to_string(), address.to_string())).collect();
+    Arc::new(addresses)
+}
+
+impl Server {
+    /// Opens the data directory, serves the ports, and goes on to join or found the cluster in the background.
+    ///
+    /// # Errors
+    /// If the data directory is another node's, damaged, of a newer release, or in use; with a sentence that says what to do.
+    pub async fn start(mut config: ServeConfig, listeners: Listeners, clock: Arc<dyn Clock>) -> Result<Self> {
+        // What was bound counts: a test asks for port 0.
+        config.client_addr = listeners.client.local_addr().unwrap_or(config.client_addr);
+        let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
+        let for_open = (config.clone(), metrics.clone());
+        let Opened { identity, log, snapshots } =
+            tokio::task::spawn_blocking(move || open(&for_open.0, &for_open.1)).await.map_err(storage)??;
+
+        let me = myself(&config, identity.identity());
+        tracing::info!(slot = me.slot, id = me.raft_id, incarnation = %me.incarnation, boot = me.boot_counter, "starting");
+        let booted_before = me.boot_counter > 1;
+        let peers = Peers::new(me, clock.clone(), directory(&config));
+        if let Binding::Bound { cluster, .. } = &identity.identity().binding {
+            peers.bind(*cluster);
+        }
+        let genesis = cluster::genesis(identity, config.peers.seeds(), peers.clone());
+        let refused = metrics.clone();
+        let on_refused = Arc::new(move |reason| refused.peer_refused(reason));
+        let host = Host::new(peers.clone(), snapshots.clone(), genesis.published(), on_refused);
+        let view = NodeView::new(host.clone(), peers.clone(), genesis.waiting());
+        let cache = LateCache::new(genesis.waiting());
+
+        let (stop_peers, stop_clients) = (watch::Sender::new(false), watch::Sender::new(false));
+        let mut serving = JoinSet::new();
+        serving.spawn(serve_peers(listeners.peer, host.clone(), stopped(&stop_peers)));
+        let deps = api::http::Deps { cluster: view.clone(), metrics: metrics.clone() };
+        serving.spawn(api::http::serve(listeners.http, deps, stopped(&stop_peers)));
+        let limits = api::grpc::Limits { drain: DRAIN, ..api::grpc::Limits::default() };
+        let deps =
+            api::grpc::Deps { cache: cache.clone(), cluster: view.clone(), metrics: metrics.clone(), limits };
+        serving.spawn(api::grpc::serve(listeners.client, deps, stopped(&stop_clients)));
+
+        let (end, ended) = watch::channel(None);
+        let start = Start {
+            config,
+            peers,
+            host: host.clone(),
+            log: log.clone(),
+            snapshots,
+            clock,
+            metrics,
+            cache,
+            booted_before,
+        };
+        let joining = tokio::spawn(async move {
+            let how = start.run(genesis).await.unwrap_or_else(Ended::Failed);
+            end.send_replace(Some(how));
+        });
+        Ok(Self { view, host, log, joining, serving, stop_peers, stop_clients, ended })
+    }
+
+    /// What the node knows of itself and its cluster.
+    pub fn view(&self) -> &Arc<NodeView> {
+        &self.view
+    }
+
+    /// Returns once every readiness check holds.
+    pub async fn ready(&self) {
+        let mut looks = tokio::time::interval(READY_ROUND);
+        while self.view.status().checks.iter().any(|check| check.failing.is_some()) {
+            looks.tick().await;
+        }
+    }
+
+    /// Returns when the node does not go on by itself.
+    pub async fn ended(&self) -> Ended {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await.map(|how| how.clone()) {
+            Ok(Some(how)) => how,
+            Ok(None) | Err(_) => Ended::Failed(Error::Storage("the node stopped by itself".into())),
+        }
+    }
+
+    /// Stops in the order of the module's head. Acknowledged writes are on disk in any case. `hand_over` is for a node that stops alone: where
+    /// all stop at once there is nobody to take over.
+    ///
+    /// # Errors
+    /// If the last sync failed.
+    pub async fn shutdown(mut self, hand_over: bool) -> Result<()> {
+        self.view.stop();
+        let node = self.host.node().cloned();
+        if let Some(node) = &node {
+            node.retire_from_leading(hand_over).await;
+        }
+        self.stop_clients.send_replace(true);
+        self.stop_peers.send_replace(true);
+        self.joining.abort();
+        let drained = timeout(DRAIN, async { while self.serving.join_next().await.is_some() {} }).await;
+        if drained.is_err() {
+            tracing::warn!("some connections did not end in time and were closed");
+        }
+        self.serving.shutdown().await;
+        match node {
+            Some(node) => node.shutdown().await,
+            None => {
+                let log = self.log.clone();
+                tokio::task::spawn_blocking(move || log.close()).await.map_err(storage)?.map_err(storage)
+            }
+        }
+    }
+}
+
+async fn serve_peers(
+    listener: TcpListener,
+    host: Arc<Host>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<()> {
+    tonic::transport::Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(Duration::from_secs(2)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(2)))
+        .initial_stream_window_size(8 * 1024 * 1024)
+        .initial_connection_window_size(8 * 1024 * 1024)
+        .add_service(raft::service(host))
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop)
+        .await
+        .map_err(|e| Error::Unavailable(format!("the peer port failed: {e}")))
+}
+
+/// Everything that genesis and Raft are started from.
+struct Start {
+    config: ServeConfig,
+    peers: Arc<Peers>,
+    host: Arc<Host>,
+    log: Log,
+    snapshots: Snapshots,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+    cache: Arc<LateCache>,
+    booted_before: bool,
+}
+
+impl Start {
+    /// Finds or founds the cluster, runs in it, and returns only when it does not go on.
+    async fn run(self, genesis: Genesis<IdentityFile>) -> Result<Ended> {
+        let Founded { cluster, founders, store: identity } = genesis.run().await?;
+        self.peers.bind(cluster);
+        let options = raft::Options {
+            heartbeat_ms: self.config.heartbeat_ms,
+            election_timeout_min_ms: self.config.election_timeout_min_ms,
+            election_timeout_max_ms: self.config.election_timeout_max_ms,
+            snapshot_log_bytes: self.config.snapshot_log_bytes,
+            entries_in_flight: ENTRIES_IN_FLIGHT,
+            founders: founders.map(|set| raft::founders(&set)).unwrap_or_default(),
+        };
+        let (log, hooks, peers) = (self.log.clone(), self.hooks(), self.peers.clone());
+        let node =
+            Node::start(options, peers.clone(), log, self.snapshots, self.clock, hooks, self.booted_before)
+                .await?;
+        self.host.run(node.clone());
+        let forwarded = self.metrics.clone();
+        let on_forward = Arc::new(move || {
+            forwarded.forwarded.inc();
+        });
+        self.cache.fill(ReplicatedCache::new(node.clone(), on_forward));
+        let mut background = JoinSet::new();
+        background.spawn(cluster::gate::keep(node.clone()));
+        background.spawn(duties::run(node.clone()));
+        tokio::select! {
+            error = node.failed() => Ok(Ended::Failed(error)),
+            () = cluster::until_given_up(identity.identity().clone(), peers, node.clone()) => {
+                give_up(&node, identity).await
+            }
+        }
+    }
+
+    fn hooks(&self) -> Hooks {
+        let (proposed, snapshots) = (self.metrics.clone(), self.metrics.clone());
+        Hooks {
+            on_propose: Arc::new(move |commands| {
+                proposed.proposed_entries.inc();
+                proposed.proposed_commands.inc_by(commands as u64);
+            }),
+            on_snapshot: Arc::new(move |event| {
+                snapshots.snapshot(match event {
+                    SnapshotEvent::Built => SnapshotKind::Built,
+                    SnapshotEvent::Installed => SnapshotKind::Installed,
+                    SnapshotEvent::Sent => SnapshotKind::Sent,
+                });
+            }),
+        }
+    }
+}
+
+/// Stops Raft and makes the directory a new member's, unless an entry came in the last moment.
+async fn give_up(node: &Node, identity: IdentityFile) -> Result<Ended> {
+    node.shutdown().await?;
+    if node.log().last().is_some_and(|last| last.index > 0) {
+        return Err(Error::Unavailable(
+            "an entry came while this founder was giving up: start it again".into(),
+        ));
+    }
+    tokio::task::spawn_blocking(move || identity.reformat(uuid::Uuid::new_v4()))
+        .await
+        .map_err(storage)?
+        .map_err(storage)?;
+    Ok(Ended::FormattedAnew)
+}
