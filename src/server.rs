@@ -121,7 +121,7 @@ fn open(config: &ServeConfig, metrics: &Arc<Metrics>) -> Result<Opened> {
     let counted = metrics.clone();
     let options = LogOptions {
         on_sync: Some(Arc::new(move |sync: store::SyncReport| {
-            counted.log_sync.observe(0, sync.records, sync.bytes, sync.duration);
+            counted.log_sync.observe(sync.records, sync.bytes, sync.duration);
         })),
         ..LogOptions::new(dir, incarnation, raft::GROUP)
     };
@@ -321,11 +321,15 @@ impl Start {
     }
 
     fn hooks(&self) -> Hooks {
-        let (proposed, snapshots) = (self.metrics.clone(), self.metrics.clone());
+        let (proposed, synced, snapshots) =
+            (self.metrics.clone(), self.metrics.clone(), self.metrics.clone());
         Hooks {
             on_propose: Arc::new(move |commands| {
                 proposed.proposed_entries.inc();
                 proposed.proposed_commands.inc_by(commands as u64);
+            }),
+            on_synced: Arc::new(move |commands| {
+                synced.log_sync.commands.inc_by(commands);
             }),
             on_snapshot: Arc::new(move |event| {
                 snapshots.snapshot(match event {

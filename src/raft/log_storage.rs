@@ -4,7 +4,7 @@
 //! sync; `save_vote` and `truncate_after` return after theirs; `purge` and `save_committed` run inside openraft's core task and only
 //! enqueue.
 
-use std::{fmt::Debug, io, ops::RangeBounds};
+use std::{fmt::Debug, io, ops::RangeBounds, sync::Arc};
 
 use openraft::{
     OptionalSend, RaftLogReader,
@@ -21,15 +21,19 @@ use crate::store::Log;
 /// The most bytes of entries in one append to a peer, and in one read of the log; one larger entry goes alone.
 pub(crate) const MAX_APPEND_BYTES: usize = 2 * 1024 * 1024;
 
+/// So many commands were synced.
+pub(crate) type OnSynced = Arc<dyn Fn(u64) + Send + Sync>;
+
 /// The log as openraft takes it. Clones share one log.
 #[derive(Clone)]
 pub(crate) struct LogStorage {
     log: Log,
+    on_synced: OnSynced,
 }
 
 impl LogStorage {
-    pub(crate) fn new(log: Log) -> Self {
-        Self { log }
+    pub(crate) fn new(log: Log, on_synced: OnSynced) -> Self {
+        Self { log, on_synced }
     }
 
     fn entries(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
@@ -107,8 +111,16 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let records = entries.into_iter().map(convert::record).collect();
-        self.log.append(records, Box::new(move |result| callback.io_completed(result)));
+        let records: Vec<_> = entries.into_iter().map(convert::record).collect();
+        let commands = records.iter().map(convert::commands_in).sum();
+        let on_synced = self.on_synced.clone();
+        let done = Box::new(move |result: io::Result<()>| {
+            if result.is_ok() {
+                on_synced(commands);
+            }
+            callback.io_completed(result);
+        });
+        self.log.append(records, done);
         Ok(())
     }
 
@@ -126,8 +138,6 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use futures::{Stream, StreamExt};
     use openraft::{
         Snapshot, StorageError,
@@ -203,7 +213,7 @@ mod tests {
             let (log, _) = Log::open(options).unwrap();
             let snapshots = Snapshots::open(dir.path(), incarnation, 0).unwrap();
             let machine = StateMachine::new(SharedState::new(), snapshots, Arc::new(|_| ()));
-            Ok((dir, LogStorage::new(log), Filled(machine)))
+            Ok((dir, LogStorage::new(log, Arc::new(|_| ())), Filled(machine)))
         }
     }
 

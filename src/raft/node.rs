@@ -64,6 +64,8 @@ pub struct Options {
 pub struct Hooks {
     /// An entry of so many commands was proposed.
     pub on_propose: OnPropose,
+    /// So many commands were synced.
+    pub on_synced: Arc<dyn Fn(u64) + Send + Sync>,
     /// A snapshot was built, installed or sent.
     pub on_snapshot: Arc<dyn Fn(SnapshotEvent) + Send + Sync>,
 }
@@ -129,7 +131,7 @@ impl Node {
         let network = NetworkFactory { peers: peers.clone(), on_snapshot: hooks.on_snapshot.clone() };
         let id = peers.myself().raft_id;
         let config = Arc::new(raft_config(&options)?);
-        let storage = LogStorage::new(log.clone());
+        let storage = LogStorage::new(log.clone(), hooks.on_synced);
         let raft = Raft::build(id, config, network, storage, machine)
             .await
             .map_err(|e| Error::Storage(format!("the log or the snapshot cannot be read: {e}")))?;

@@ -271,6 +271,9 @@ impl peer_server::Peer for PeerService {
             let decoded =
                 state::codec::decode_command(command.clone()).map_err(|e| Error::Invalid(e.to_string()))?;
             decoded.validate()?;
+            if decoded.operation == state::Operation::Open {
+                return Err(Error::Invalid("only a leader opens its cluster".into()));
+            }
             node.propose(command, deadline).await
         });
         let results = futures::future::join_all(proposals).await.iter().map(forward_result).collect();
