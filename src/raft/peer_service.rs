@@ -103,17 +103,22 @@ impl Host {
         addresses.get(&raft_id).cloned().unwrap_or_default()
     }
 
-    /// Remembers where the clients of a member connect. Only members are remembered, so their number is bounded.
-    fn note_client_address(&self, header: &Header) {
+    /// Remembers where the clients of a member connect. Only for members, so that their number is bounded.
+    pub fn note_client_address(&self, raft_id: u64, address: &str) {
         let mut addresses = self.client_addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        if addresses.get(&header.from.raft_id) != Some(&header.client_address) {
-            addresses.insert(header.from.raft_id, header.client_address.clone());
+        if addresses.get(&raft_id).is_none_or(|known| known != address) {
+            addresses.insert(raft_id, address.to_string());
         }
     }
 
     fn refuse(&self, reason: &'static str, sentence: String) -> Status {
         (self.on_refused)(reason);
-        tracing::warn!(reason, "peer refused: {sentence}");
+        if self.node().is_some() {
+            tracing::warn!(reason, "peer refused: {sentence}");
+        } else {
+            // Before genesis is through this is how it goes.
+            tracing::debug!(reason, "peer refused: {sentence}");
+        }
         use tonic_types::{ErrorDetails, StatusExt};
         let details =
             ErrorDetails::with_error_info(reason, "larder", [("applied".to_string(), "NO".to_string())]);
@@ -135,7 +140,7 @@ impl Host {
         });
         match checked {
             Ok(header) => {
-                self.note_client_address(&header);
+                self.note_client_address(header.from.raft_id, &header.client_address);
                 Ok(())
             }
             Err(refusal) => Err(Box::new(self.refuse(refusal.reason(), refusal.to_string()))),
