@@ -1,12 +1,16 @@
 //! Who a data directory is: the identity record.
 //!
 //! A data directory *is* the member. The record is durable before any socket opens and before anything it says is
-//! spoken of.
+//! spoken of. [`IdentityFile`] keeps it, and holds the directory's lock.
+
+mod file;
 
 use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
+
+pub use file::IdentityFile;
 
 /// A cluster's id: the first 16 bytes of the SHA-256 of its founding set.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,0 +1,303 @@
+//! The one file that names sled.
+//!
+//! Plain inserts and removes, no batches and no transactions. Everything that goes into sled is guarded: it panics on
+//! much of what a damaged file can contain, and a panic here is an error like any other.
+
+use std::{
+    fs::{self, File},
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::{
+    Record,
+    memory::Budget,
+    record::{self, Assembly, Key},
+};
+use crate::store::{
+    error::StoreError,
+    files::{self, Malformed, SyncTarget, Syncer},
+};
+
+/// How long to wait for sled's own threads to let go of the file: they do so a moment after the database is dropped.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_POLL: Duration = Duration::from_millis(10);
+
+/// sled cleans up in the background every so often.
+const HOUSEKEEPING_MS: u64 = 500;
+
+/// A sled database, with a descriptor of our own to its file, because sled's own flush does not reach the disk.
+pub(super) struct Tree {
+    db: sled::Db,
+    file: File,
+    dir: PathBuf,
+    group: u32,
+    syncer: Arc<dyn Syncer>,
+}
+
+/// Turns a panic into an error.
+fn guarded<T>(what: &str, run: impl FnOnce() -> sled::Result<T>) -> io::Result<T> {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(sled::Error::Io(e))) => Err(e),
+        Ok(Err(e)) => {
+            Err(io::Error::new(io::ErrorKind::InvalidData, format!("the log's database cannot {what}: {e}")))
+        }
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("no message");
+            // Its messages hold whole pages.
+            let text: String = text.chars().take(200).collect();
+            Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("the log's database cannot {what}: {text}"),
+            ))
+        }
+    }
+}
+
+impl Tree {
+    /// Makes an empty database, durable down to its name.
+    pub(super) fn create(
+        dir: &Path,
+        cache: u64,
+        group: u32,
+        syncer: Arc<dyn Syncer>,
+    ) -> Result<Self, StoreError> {
+        files::create_dir(dir)?;
+        let tree = Self::open_database(dir, cache, group, syncer)?;
+        tree.sync().map_err(StoreError::io("sync", dir))?;
+        for name in ["conf", "db", "blobs"] {
+            let path = dir.join(name);
+            File::open(&path).and_then(|f| f.sync_all()).map_err(StoreError::io("sync", &path))?;
+        }
+        files::sync_dir(dir)?;
+        Ok(tree)
+    }
+
+    /// Opens the database and makes everything in it durable: a process that was killed leaves much in the page cache.
+    pub(super) fn open(
+        dir: &Path,
+        cache: u64,
+        group: u32,
+        syncer: Arc<dyn Syncer>,
+    ) -> Result<Self, StoreError> {
+        for name in ["conf", "db"] {
+            let path = dir.join(name);
+            if !path.is_file() {
+                return Err(StoreError::Missing { path, why: "the directory holds a log".into() });
+            }
+        }
+        let tree = Self::open_database(dir, cache, group, syncer)?;
+        tree.sync().map_err(StoreError::io("sync", dir))?;
+        files::sync_dir(dir)?;
+        Ok(tree)
+    }
+
+    fn open_database(
+        dir: &Path,
+        cache: u64,
+        group: u32,
+        syncer: Arc<dyn Syncer>,
+    ) -> Result<Self, StoreError> {
+        let path = dir.join("db");
+        wait_for_lock(&path)?;
+        remove_unfinished(dir)?;
+        let config =
+            sled::Config::new().path(dir).cache_capacity(cache).flush_every_ms(Some(HOUSEKEEPING_MS));
+        let db = guarded("be opened", || config.open()).map_err(|e| {
+            if e.to_string().contains("could not acquire lock") {
+                in_use(dir)
+            } else if e.kind() == io::ErrorKind::InvalidData {
+                StoreError::damaged(dir, e.to_string())
+            } else {
+                StoreError::Io { doing: "open the log's database in", path: dir.to_owned(), source: e }
+            }
+        })?;
+        let file =
+            File::options().write(true).read(true).open(&path).map_err(StoreError::io("open", &path))?;
+        Ok(Self { db, file, dir: dir.to_owned(), group, syncer })
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn group(&self) -> u32 {
+        self.group
+    }
+
+    pub(super) fn insert(&self, index: u64, part: u16, value: &[u8]) -> io::Result<()> {
+        debug_assert!(
+            value.len() <= record::PART_BYTES,
+            "larger values go to blob files, which are never synced"
+        );
+        guarded("take an entry", || self.db.insert(record::key(self.group, index, part), value)).map(drop)
+    }
+
+    pub(super) fn remove(&self, key: &[u8]) -> io::Result<()> {
+        guarded("remove an entry", || self.db.remove(key)).map(drop)
+    }
+
+    /// Up to `limit` keys of the indexes `from..to`, from the front or from the back.
+    pub(super) fn keys(
+        &self,
+        from: u64,
+        to: u64,
+        limit: usize,
+        backward: bool,
+    ) -> io::Result<Vec<sled::IVec>> {
+        let range = self.bounds(from, to);
+        guarded("list its entries", || {
+            let mut keys = self.db.range(range).keys();
+            let mut found = Vec::new();
+            while found.len() < limit {
+                match if backward { keys.next_back() } else { keys.next() } {
+                    Some(key) => found.push(key?),
+                    None => break,
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    /// Calls `visit` with index, part and value of everything in the indexes `from..to`, in order, until it says false.
+    pub(super) fn scan(
+        &self,
+        from: u64,
+        to: u64,
+        mut visit: impl FnMut(u64, u16, &[u8]) -> bool,
+    ) -> io::Result<()> {
+        let range = self.bounds(from, to);
+        guarded("read its entries", || {
+            for pair in self.db.range(range) {
+                let (key, value) = pair?;
+                let Some((index, part)) = record::parse_key(self.group, &key) else {
+                    return Err(sled::Error::ReportableBug("a key that is no key of an entry".into()));
+                };
+                if !visit(index, part, &value) {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Appends entries `from..to` to `out` until the budget is spent. Says at which index one is missing or not whole.
+    pub(super) fn read(
+        &self,
+        from: u64,
+        to: u64,
+        budget: &mut Budget,
+        out: &mut Vec<Record>,
+    ) -> io::Result<Option<u64>> {
+        let mut expected = from;
+        let mut assembly: Option<Assembly> = None;
+        let mut hole = false;
+        self.scan(from, to, |index, part, value| {
+            if let Some(whole) = assembly.take_if(|_| index != expected) {
+                let Ok(record) = whole.finish() else {
+                    hole = true;
+                    return false;
+                };
+                if !budget.admit(&record) {
+                    return false;
+                }
+                out.push(record);
+                expected += 1;
+                if budget.spent {
+                    return false;
+                }
+            }
+            hole = index != expected
+                || match &mut assembly {
+                    Some(assembly) => assembly.push(part, value).is_err(),
+                    None => match Assembly::begin(self.group, index, value) {
+                        Ok(begun) if part == 0 => {
+                            assembly = Some(begun);
+                            false
+                        }
+                        _ => true,
+                    },
+                };
+            !hole
+        })?;
+        if let Some(last) = assembly {
+            match last.finish() {
+                Ok(record) if budget.admit(&record) => {
+                    out.push(record);
+                    expected += 1;
+                }
+                Ok(_) => {}
+                Err(Malformed) => hole = true,
+            }
+        }
+        let short = expected < to && !budget.spent;
+        Ok((hole || short).then_some(expected))
+    }
+
+    /// Everything so far is on stable storage when this returns.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        guarded("flush", || self.db.flush())?;
+        self.syncer.sync(&self.file, SyncTarget::Log)
+    }
+
+    fn bounds(&self, from: u64, to: u64) -> std::ops::Range<Key> {
+        record::key(self.group, from, 0)..record::key(self.group, to, 0)
+    }
+
+    /// Closes the database and waits until its file is free for the next one.
+    pub(super) fn close(self) -> io::Result<()> {
+        let path = self.dir.join("db");
+        guarded("close", move || {
+            drop(self.db);
+            Ok(())
+        })?;
+        wait_for_lock(&path).map_err(Into::into)
+    }
+}
+
+fn in_use(dir: &Path) -> StoreError {
+    StoreError::InUse { dir: dir.parent().unwrap_or(dir).to_owned() }
+}
+
+/// Waits until nobody has sled's file locked.
+fn wait_for_lock(db: &Path) -> Result<(), StoreError> {
+    let Ok(file) = File::open(db) else { return Ok(()) };
+    let mut waited = Duration::ZERO;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) if waited < LOCK_PATIENCE => {
+                thread::sleep(LOCK_POLL);
+                waited += LOCK_POLL;
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(in_use(db.parent().unwrap_or(db))),
+            // A filesystem without locks: sled's own attempt says so.
+            Err(_) => return Ok(()),
+        }
+    }
+}
+
+/// Removes an index snapshot of sled's that a crash left unfinished: it would take it for its newest, and damaged.
+fn remove_unfinished(dir: &Path) -> Result<(), StoreError> {
+    for entry in fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
+        let entry = entry.map_err(StoreError::io("list", dir))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            tracing::warn!(file = %name, "removing an unfinished index of the log's database");
+            files::remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
