@@ -116,14 +116,16 @@ struct Opened {
 
 fn open(config: &ServeConfig, metrics: &Arc<Metrics>) -> Result<Opened> {
     let dir: &Path = &config.data_dir;
-    let identity = IdentityFile::open_or_format(dir, &config.slot, uuid::Uuid::new_v4()).map_err(storage)?;
+    let (identity, _) =
+        IdentityFile::open_or_format(dir, &config.slot, uuid::Uuid::new_v4()).map_err(storage)?;
     let incarnation = identity.identity().incarnation;
     let counted = metrics.clone();
     let options = LogOptions {
         on_sync: Some(Arc::new(move |sync: store::SyncReport| {
             counted.log_sync.observe(sync.records, sync.bytes, sync.duration);
         })),
-        ..LogOptions::new(dir, incarnation, raft::GROUP)
+        group: raft::GROUP,
+        ..LogOptions::new(dir, incarnation)
     };
     let (log, _) = Log::open(options).map_err(storage)?;
     let snapshots = Snapshots::open(dir, incarnation, raft::GROUP).map_err(storage)?;
@@ -345,7 +347,7 @@ impl Start {
 }
 
 /// Stops Raft and makes the directory a new member's, unless an entry came in the last moment.
-async fn give_up(node: &Node, identity: IdentityFile) -> Result<Ended> {
+async fn give_up(node: &Node, mut identity: IdentityFile) -> Result<Ended> {
     node.shutdown().await?;
     if node.log().last().is_some_and(|last| last.index > 0) {
         return Err(Error::Unavailable(

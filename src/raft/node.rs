@@ -31,7 +31,7 @@ use super::{
     peers::{Lane, Peers},
     proposer::{OnPropose, Proposer},
     reader::{ReadIndex, confirm_leadership},
-    state_machine::{SharedState, SnapshotEvent, StateMachine},
+    state_machine::{SharedState, SnapshotDir, SnapshotEvent, StateMachine},
     types::{PeerNode, Raft, TypeConfig},
 };
 use crate::{
@@ -127,6 +127,7 @@ impl Node {
         booted_before: bool,
     ) -> Result<Arc<Self>> {
         let shared = SharedState::new();
+        let snapshots = SnapshotDir { snapshots, peers: peers.clone() };
         let machine = StateMachine::new(shared.clone(), snapshots, hooks.on_snapshot.clone());
         let network = NetworkFactory { peers: peers.clone(), on_snapshot: hooks.on_snapshot.clone() };
         let id = peers.myself().raft_id;

@@ -24,14 +24,14 @@ use super::{
     hello,
     node::{Node, error_to_pb, read_index_to_pb},
     peers::{GROUP, MAX_MESSAGE_BYTES, Peers},
-    state_machine::meta_of_file,
+    state_machine::{SnapshotDir, meta_of_file},
     types::TypeConfig,
 };
 use crate::{
     error::{Error, Result},
     proto::raft::{self as pb, peer_server},
     state,
-    store::{Binding, Identity, Snapshots},
+    store::{Binding, Identity, Position, SnapshotEnd, Snapshots},
 };
 
 /// The most commands of one forwarded message.
@@ -379,20 +379,22 @@ async fn receive_snapshot(
     host.admit(head.header.take()).map_err(|s| *s)?;
     let node = host.running().map_err(|s| *s)?.clone();
     let vote = convert::vote_from_pb(head.vote).map_err(malformed)?;
-    let file_head = crate::store::SnapshotHead {
-        last: head.last.map(|id| crate::store::Position { term: id.term, index: id.index }),
-        membership_at: head.membership_id.map(|id| crate::store::Position { term: id.term, index: id.index }),
-        membership: head.membership,
-    };
+    let position = |id: pb::LogId| Position { term: id.term, index: id.index };
+    let dir = SnapshotDir { snapshots: host.snapshots.clone(), peers: host.peers.clone() };
+    let file_head = dir
+        .head(head.last.map(position), head.membership_id.map(position), head.membership)
+        .map_err(malformed)?;
     let meta = meta_of_file(&file_head).map_err(malformed)?;
     let (tx, mut rx) = tokio::sync::mpsc::channel(4);
-    let snapshots = host.snapshots.clone();
     let writer = tokio::task::spawn_blocking(move || {
-        let mut writer = snapshots.begin(file_head)?;
+        let mut writer = dir.snapshots.begin(file_head)?;
         while let Some(chunk) = rx.blocking_recv() {
             match chunk {
                 Chunk::Block(block) => writer.write_raw_block(block)?,
-                Chunk::End(end) => return writer.finish_received(end.blocks, end.crc32c).map(Some),
+                Chunk::End(pb::SnapshotEnd { blocks, crc32c: checksum, uncompressed }) => {
+                    let end = SnapshotEnd { blocks, checksum, uncompressed };
+                    return writer.finish_received(end).map(Some);
+                }
                 Chunk::Head(_) => return Ok(None),
             }
         }
