@@ -100,11 +100,13 @@ impl SpaceWatch {
         if free < reserve {
             // Not there: it was given back before.
             let _ = fs::remove_file(&path);
-        } else if reserve > 0 && free >= resume_at.saturating_add(reserve) && !path.exists() {
-            if let Err(error) = make_reserve(&path, reserve) {
-                tracing::warn!(%error, "cannot make the reserve file");
-                let _ = fs::remove_file(&path);
-            }
+        } else if reserve > 0
+            && free >= resume_at.saturating_add(reserve)
+            && !path.exists()
+            && let Err(error) = make_reserve(&path, reserve)
+        {
+            tracing::warn!(%error, "cannot make the reserve file");
+            let _ = fs::remove_file(&path);
         }
     }
 }
@@ -144,7 +146,7 @@ mod tests {
         };
         let watch = SpaceWatch::new(dir.path(), SpacePolicy { watermark: 800, reserve: 100 }, Some(probe));
         let reserve = layout::reserve(dir.path());
-        let mut look = |bytes| {
+        let look = |bytes| {
             free.store(bytes, Relaxed);
             watch.check();
             (watch.ok(), reserve.exists())
