@@ -17,7 +17,7 @@ use super::wait::eventually;
 
 /// The `larder` binary, with no setting of the caller's environment.
 pub fn larder() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+    let mut command = Command::new(binary());
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("LARDER_") {
             command.env_remove(name);
@@ -247,4 +247,9 @@ fn bytes_below(dir: &Path) -> u64 {
         Err(_) => 0,
     });
     sizes.sum()
+}
+
+/// The binary under test: what users run if `tests/run` names it, else the one built along with this test.
+fn binary() -> std::ffi::OsString {
+    std::env::var_os("LARDER_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_larder").into())
 }
