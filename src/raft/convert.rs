@@ -191,6 +191,11 @@ pub(crate) fn record(entry: Entry) -> Record {
     Record { index: entry.log_id.index, term: entry.log_id.leader_id.term, kind, payload }
 }
 
+/// The commands in a record, for metrics.
+pub(crate) fn commands_in(record: &Record) -> u64 {
+    if record.kind == COMMANDS { state::codec::count_commands(&record.payload) } else { 0 }
+}
+
 pub(crate) fn entry(record: Record) -> Result<Entry, Malformed> {
     Ok(Entry { log_id: log_id(record.term, record.index), payload: payload_of(record.kind, record.payload)? })
 }
@@ -306,6 +311,21 @@ mod tests {
             let entry_after = entry(record(entry_before.clone())).unwrap();
             assert_eq!(entry_after, entry_before);
         }
+    }
+
+    #[test]
+    fn the_commands_of_a_record_are_counted_without_decoding_them() {
+        let command = state::codec::encode_command(&state::Command::new(state::Operation::Open));
+        let stamp = state::Stamp { touched: vec![1, 2], ..state::Stamp::default() };
+        let entry_of = |count: usize| Record {
+            index: 1,
+            term: 1,
+            kind: COMMANDS,
+            payload: state::codec::encode_entry(&stamp, &vec![command.clone(); count]),
+        };
+        assert_eq!([0, 1, 200].map(|count| commands_in(&entry_of(count))), [0, 1, 200]);
+        assert_eq!(commands_in(&Record { payload: Bytes::from_static(b"?"), ..entry_of(1) }), 0);
+        assert_eq!(commands_in(&Record { kind: BLANK, ..entry_of(1) }), 0);
     }
 
     #[test]

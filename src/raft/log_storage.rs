@@ -4,7 +4,7 @@
 //! sync; `save_vote` and `truncate_after` return after theirs; `purge` and `save_committed` run inside openraft's core task and only
 //! enqueue.
 
-use std::{fmt::Debug, io, ops::RangeBounds};
+use std::{fmt::Debug, io, ops::RangeBounds, sync::Arc};
 
 use openraft::{
     OptionalSend, RaftLogReader,
@@ -21,15 +21,19 @@ use crate::store::Log;
 /// The most bytes of entries in one append to a peer, and in one read of the log; one larger entry goes alone.
 pub(crate) const MAX_APPEND_BYTES: usize = 2 * 1024 * 1024;
 
+/// So many commands were synced.
+pub(crate) type OnSynced = Arc<dyn Fn(u64) + Send + Sync>;
+
 /// The log as openraft takes it. Clones share one log.
 #[derive(Clone)]
 pub(crate) struct LogStorage {
     log: Log,
+    on_synced: OnSynced,
 }
 
 impl LogStorage {
-    pub(crate) fn new(log: Log) -> Self {
-        Self { log }
+    pub(crate) fn new(log: Log, on_synced: OnSynced) -> Self {
+        Self { log, on_synced }
     }
 
     fn entries(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
@@ -107,8 +111,16 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let records = entries.into_iter().map(convert::record).collect();
-        self.log.append(records, Box::new(move |result| callback.io_completed(result)));
+        let records: Vec<_> = entries.into_iter().map(convert::record).collect();
+        let commands = records.iter().map(convert::commands_in).sum();
+        let on_synced = self.on_synced.clone();
+        let done = Box::new(move |result: io::Result<()>| {
+            if result.is_ok() {
+                on_synced(commands);
+            }
+            callback.io_completed(result);
+        });
+        self.log.append(records, done);
         Ok(())
     }
 
@@ -126,7 +138,7 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::collections::BTreeMap;
 
     use futures::{Stream, StreamExt};
     use openraft::{
@@ -141,14 +153,16 @@ mod tests {
     use super::*;
     use crate::{
         raft::{
-            state_machine::{SharedState, SnapshotBuilder, StateMachine},
+            peers::{Myself, Peers},
+            state_machine::{SharedState, SnapshotBuilder, SnapshotDir, StateMachine},
             types::{PeerNode, SnapshotMeta, StoredMembership},
         },
-        store::{LogOptions, SnapshotFile, Snapshots},
+        store::{ClusterId, LogOptions, SnapshotFile, Snapshots},
+        time::SystemClock,
     };
 
     /// The suite applies entries with holes between them, which our machine refuses as a broken log: here they are filled with blank ones.
-    struct Filled(StateMachine);
+    struct Filled(StateMachine, SnapshotDir);
 
     impl RaftStateMachine<TypeConfig> for Filled {
         type SnapshotData = SnapshotFile;
@@ -182,7 +196,15 @@ mod tests {
         }
 
         async fn install_snapshot(&mut self, meta: &SnapshotMeta, file: SnapshotFile) -> io::Result<()> {
-            self.0.install_snapshot(meta, file).await
+            // The suite hands over another directory's file; a peer's comes as blocks under a head of our own.
+            let head = file.meta();
+            let head = self.1.head(head.last, head.membership_at, head.membership.clone())?;
+            let mut writer = self.1.snapshots.begin(head).unwrap();
+            for block in file.raw_blocks() {
+                writer.write_raw_block(block.unwrap()).unwrap();
+            }
+            let received = writer.finish_received(file.end()).unwrap();
+            self.0.install_snapshot(meta, received).await
         }
 
         async fn get_current_snapshot(
@@ -193,17 +215,33 @@ mod tests {
         }
     }
 
+    fn bound_peers(incarnation: Uuid) -> Arc<Peers> {
+        let myself = Myself {
+            slot: "0".into(),
+            incarnation,
+            raft_id: crate::store::raft_id(incarnation),
+            boot_counter: 1,
+            nonce: 1,
+            client_address: String::new(),
+            memory_limit_bytes: 0,
+        };
+        let nobody = Arc::new(BTreeMap::<String, String>::new());
+        let peers = Peers::new(myself, Arc::new(SystemClock::new()), nobody);
+        peers.bind(ClusterId([7; 16]));
+        peers
+    }
+
     struct Builder;
 
     impl StoreBuilder<TypeConfig, LogStorage, Filled, TempDir> for Builder {
         async fn build(&self) -> Result<(TempDir, LogStorage, Filled), StorageError<TypeConfig>> {
             let dir = tempfile::tempdir().unwrap();
             let incarnation = Uuid::from_u128(7);
-            let options = LogOptions { starts_anywhere: true, ..LogOptions::new(dir.path(), incarnation, 0) };
-            let (log, _) = Log::open(options).unwrap();
+            let (log, _) = Log::open(LogOptions::new(dir.path(), incarnation)).unwrap();
             let snapshots = Snapshots::open(dir.path(), incarnation, 0).unwrap();
-            let machine = StateMachine::new(SharedState::new(), snapshots, Arc::new(|_| ()));
-            Ok((dir, LogStorage::new(log), Filled(machine)))
+            let snapshots = SnapshotDir { snapshots, peers: bound_peers(incarnation) };
+            let machine = StateMachine::new(SharedState::new(), snapshots.clone(), Arc::new(|_| ()));
+            Ok((dir, LogStorage::new(log, Arc::new(|_| ())), Filled(machine, snapshots)))
         }
     }
 

@@ -21,7 +21,7 @@ use tonic::{Status, transport::Channel};
 use super::{
     convert,
     peers::{Lane, Peers},
-    state_machine::{SnapshotEvent, head_of},
+    state_machine::{SnapshotEvent, membership_of},
     types::{PeerNode, TypeConfig, Vote},
 };
 use crate::{
@@ -176,13 +176,13 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let unreachable = |why: String| StreamingError::Unreachable(Unreachable::from_string(why));
         let mut client = self.peers.client(&self.slot, Lane::Snapshot).map_err(unreachable)?;
-        let head = head_of(&snapshot.meta);
+        let (membership_at, membership) = membership_of(&snapshot.meta);
         let head = pb::SnapshotHead {
             header: Some(self.peers.header(self.target)),
             vote: Some(convert::vote_to_pb(&vote)),
             last: snapshot.meta.last_log_id.as_ref().map(convert::log_id_to_pb),
-            membership_id: snapshot.meta.last_membership.log_id().as_ref().map(convert::log_id_to_pb),
-            membership: head.membership,
+            membership_id: membership_at.map(|at| convert::log_id_to_pb(&convert::from_position(at))),
+            membership,
         };
         let (tx, rx) = mpsc::channel(SNAPSHOT_BLOCKS_AHEAD);
         let reader = tokio::task::spawn_blocking(move || send_blocks(head, &snapshot.snapshot, &tx));
@@ -235,16 +235,16 @@ fn send_blocks(
     if !send(Chunk::Head(head)) {
         return Ok(());
     }
-    let mut blocks = 0;
-    let mut crc = 0;
-    for block in file.raw_blocks()? {
-        let block = block?;
-        crc = crc32c::crc32c_append(crc, &crc32c::crc32c(&block).to_be_bytes());
-        blocks += 1;
-        if !send(Chunk::Block(block)) {
+    for block in file.raw_blocks() {
+        if !send(Chunk::Block(block?)) {
             return Ok(());
         }
     }
-    send(Chunk::End(pb::SnapshotEnd { blocks, crc32c: crc }));
+    let end = file.end();
+    send(Chunk::End(pb::SnapshotEnd {
+        blocks: end.blocks,
+        crc32c: end.checksum,
+        uncompressed: end.uncompressed,
+    }));
     Ok(())
 }

@@ -31,7 +31,7 @@ use super::{
     peers::{Lane, Peers},
     proposer::{OnPropose, Proposer},
     reader::{ReadIndex, confirm_leadership},
-    state_machine::{SharedState, SnapshotEvent, StateMachine},
+    state_machine::{SharedState, SnapshotDir, SnapshotEvent, StateMachine},
     types::{PeerNode, Raft, TypeConfig},
 };
 use crate::{
@@ -64,6 +64,8 @@ pub struct Options {
 pub struct Hooks {
     /// An entry of so many commands was proposed.
     pub on_propose: OnPropose,
+    /// So many commands were synced.
+    pub on_synced: Arc<dyn Fn(u64) + Send + Sync>,
     /// A snapshot was built, installed or sent.
     pub on_snapshot: Arc<dyn Fn(SnapshotEvent) + Send + Sync>,
 }
@@ -125,11 +127,12 @@ impl Node {
         booted_before: bool,
     ) -> Result<Arc<Self>> {
         let shared = SharedState::new();
+        let snapshots = SnapshotDir { snapshots, peers: peers.clone() };
         let machine = StateMachine::new(shared.clone(), snapshots, hooks.on_snapshot.clone());
         let network = NetworkFactory { peers: peers.clone(), on_snapshot: hooks.on_snapshot.clone() };
         let id = peers.myself().raft_id;
         let config = Arc::new(raft_config(&options)?);
-        let storage = LogStorage::new(log.clone());
+        let storage = LogStorage::new(log.clone(), hooks.on_synced);
         let raft = Raft::build(id, config, network, storage, machine)
             .await
             .map_err(|e| Error::Storage(format!("the log or the snapshot cannot be read: {e}")))?;

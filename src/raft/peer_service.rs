@@ -24,14 +24,14 @@ use super::{
     hello,
     node::{Node, error_to_pb, read_index_to_pb},
     peers::{GROUP, MAX_MESSAGE_BYTES, Peers},
-    state_machine::meta_of_file,
+    state_machine::{SnapshotDir, meta_of_file},
     types::TypeConfig,
 };
 use crate::{
     error::{Error, Result},
     proto::raft::{self as pb, peer_server},
     state,
-    store::{Binding, Identity, Snapshots},
+    store::{Binding, Identity, Position, SnapshotEnd, Snapshots},
 };
 
 /// The most commands of one forwarded message.
@@ -103,17 +103,22 @@ impl Host {
         addresses.get(&raft_id).cloned().unwrap_or_default()
     }
 
-    /// Remembers where the clients of a member connect. Only members are remembered, so their number is bounded.
-    fn note_client_address(&self, header: &Header) {
+    /// Remembers where the clients of a member connect. Only for members, so that their number is bounded.
+    pub fn note_client_address(&self, raft_id: u64, address: &str) {
         let mut addresses = self.client_addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        if addresses.get(&header.from.raft_id) != Some(&header.client_address) {
-            addresses.insert(header.from.raft_id, header.client_address.clone());
+        if addresses.get(&raft_id).is_none_or(|known| known != address) {
+            addresses.insert(raft_id, address.to_string());
         }
     }
 
     fn refuse(&self, reason: &'static str, sentence: String) -> Status {
         (self.on_refused)(reason);
-        tracing::warn!(reason, "peer refused: {sentence}");
+        if self.node().is_some() {
+            tracing::warn!(reason, "peer refused: {sentence}");
+        } else {
+            // Before genesis is through this is how it goes.
+            tracing::debug!(reason, "peer refused: {sentence}");
+        }
         use tonic_types::{ErrorDetails, StatusExt};
         let details =
             ErrorDetails::with_error_info(reason, "larder", [("applied".to_string(), "NO".to_string())]);
@@ -135,7 +140,7 @@ impl Host {
         });
         match checked {
             Ok(header) => {
-                self.note_client_address(&header);
+                self.note_client_address(header.from.raft_id, &header.client_address);
                 Ok(())
             }
             Err(refusal) => Err(Box::new(self.refuse(refusal.reason(), refusal.to_string()))),
@@ -271,6 +276,9 @@ impl peer_server::Peer for PeerService {
             let decoded =
                 state::codec::decode_command(command.clone()).map_err(|e| Error::Invalid(e.to_string()))?;
             decoded.validate()?;
+            if decoded.operation == state::Operation::Open {
+                return Err(Error::Invalid("only a leader opens its cluster".into()));
+            }
             node.propose(command, deadline).await
         });
         let results = futures::future::join_all(proposals).await.iter().map(forward_result).collect();
@@ -371,20 +379,22 @@ async fn receive_snapshot(
     host.admit(head.header.take()).map_err(|s| *s)?;
     let node = host.running().map_err(|s| *s)?.clone();
     let vote = convert::vote_from_pb(head.vote).map_err(malformed)?;
-    let file_head = crate::store::SnapshotHead {
-        last: head.last.map(|id| crate::store::Position { term: id.term, index: id.index }),
-        membership_at: head.membership_id.map(|id| crate::store::Position { term: id.term, index: id.index }),
-        membership: head.membership,
-    };
+    let position = |id: pb::LogId| Position { term: id.term, index: id.index };
+    let dir = SnapshotDir { snapshots: host.snapshots.clone(), peers: host.peers.clone() };
+    let file_head = dir
+        .head(head.last.map(position), head.membership_id.map(position), head.membership)
+        .map_err(malformed)?;
     let meta = meta_of_file(&file_head).map_err(malformed)?;
     let (tx, mut rx) = tokio::sync::mpsc::channel(4);
-    let snapshots = host.snapshots.clone();
     let writer = tokio::task::spawn_blocking(move || {
-        let mut writer = snapshots.begin(file_head)?;
+        let mut writer = dir.snapshots.begin(file_head)?;
         while let Some(chunk) = rx.blocking_recv() {
             match chunk {
                 Chunk::Block(block) => writer.write_raw_block(block)?,
-                Chunk::End(end) => return writer.finish_received(end.blocks, end.crc32c).map(Some),
+                Chunk::End(pb::SnapshotEnd { blocks, crc32c: checksum, uncompressed }) => {
+                    let end = SnapshotEnd { blocks, checksum, uncompressed };
+                    return writer.finish_received(end).map(Some);
+                }
                 Chunk::Head(_) => return Ok(None),
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! Flow: openraft streams committed entries to [`StateMachine::apply`]; each is applied under one short lock, its outcomes
 //! go to the proposer, and whoever waits for the applied index is told. A snapshot freezes the machine under the
-//! lock (microseconds) and encodes off the runtime. An installed one is verified and decoded aside, then swapped in.
+//! lock (microseconds) and encodes off the runtime. A received one is verified block by block on its way to the disk, decoded aside, and then swapped in.
 
 use std::{
     io,
@@ -19,11 +19,12 @@ use tokio::sync::watch;
 
 use super::{
     convert,
+    peers::{GROUP, Peers},
     types::{Entry, LogId, Outcomes, SnapshotMeta, StoredMembership, TypeConfig},
 };
 use crate::{
     state::{self, Frozen, Machine, SnapshotDecoder},
-    store::{SnapshotFile, SnapshotHead, Snapshots, StoreError},
+    store::{self, SnapshotFile, Snapshots},
 };
 
 /// The machine and what others may know of it. Shared by apply, reads, status and snapshots.
@@ -69,7 +70,7 @@ impl SharedState {
 /// What openraft holds.
 pub(crate) struct StateMachine {
     shared: Arc<SharedState>,
-    snapshots: Snapshots,
+    snapshots: SnapshotDir,
     on_snapshot: Arc<dyn Fn(SnapshotEvent) + Send + Sync>,
 }
 
@@ -97,7 +98,7 @@ async fn off_the_runtime<T: Send + 'static>(
 impl StateMachine {
     pub(crate) fn new(
         shared: Arc<SharedState>,
-        snapshots: Snapshots,
+        snapshots: SnapshotDir,
         on_snapshot: Arc<dyn Fn(SnapshotEvent) + Send + Sync>,
     ) -> Self {
         Self { shared, snapshots, on_snapshot }
@@ -128,7 +129,7 @@ impl StateMachine {
 /// Decodes a snapshot file whole: every block and section is verified before anything is believed.
 pub(crate) fn decode_snapshot(file: &SnapshotFile) -> io::Result<Machine> {
     let mut decoder = SnapshotDecoder::new();
-    for section in file.sections().map_err(failed)? {
+    for section in file.sections() {
         decoder.push(section.map_err(failed)?).map_err(failed)?;
     }
     decoder.finish().map_err(failed)
@@ -143,29 +144,51 @@ fn meta_of(machine: &Machine) -> io::Result<SnapshotMeta> {
 }
 
 /// What a snapshot file says of itself, as openraft's meta.
-pub(crate) fn meta_of_file(head: &SnapshotHead) -> io::Result<SnapshotMeta> {
-    let membership = if head.membership.is_empty() {
-        StoredMembership::default()
-    } else {
-        let membership = state::codec::decode_membership(head.membership.clone()).map_err(failed)?;
-        let at = head.membership_at.map(|p| state::LogPosition { term: p.term, index: p.index });
-        convert::stored_membership(at, &membership).map_err(failed)?
-    };
-    Ok(SnapshotMeta { last_log_id: head.last.map(convert::from_position), last_membership: membership })
-}
-
-/// The head of the file for a snapshot that openraft describes so.
-pub(crate) fn head_of(meta: &SnapshotMeta) -> SnapshotHead {
-    let membership = match meta.last_membership.log_id() {
-        None => bytes::Bytes::new(),
-        Some(_) => {
-            state::codec::encode_membership(&convert::membership_to_state(meta.last_membership.membership()))
+pub(crate) fn meta_of_file(meta: &store::SnapshotMeta) -> io::Result<SnapshotMeta> {
+    let membership = match meta.membership_at {
+        None => StoredMembership::default(),
+        Some(at) => {
+            let membership = state::codec::decode_membership(meta.membership.clone()).map_err(failed)?;
+            let at = state::LogPosition { term: at.term, index: at.index };
+            convert::stored_membership(Some(at), &membership).map_err(failed)?
         }
     };
-    SnapshotHead {
-        last: meta.last_log_id.as_ref().map(convert::position),
-        membership_at: meta.last_membership.log_id().as_ref().map(convert::position),
-        membership,
+    Ok(SnapshotMeta { last_log_id: meta.last.map(convert::from_position), last_membership: membership })
+}
+
+/// The encoded membership of a snapshot that openraft describes so, and where it was decided.
+pub(crate) fn membership_of(meta: &SnapshotMeta) -> (Option<store::Position>, bytes::Bytes) {
+    match meta.last_membership.log_id() {
+        None => (None, bytes::Bytes::new()),
+        Some(at) => {
+            let membership = convert::membership_to_state(meta.last_membership.membership());
+            (Some(convert::position(at)), state::codec::encode_membership(&membership))
+        }
+    }
+}
+
+/// Writes snapshot files of this node.
+#[derive(Debug, Clone)]
+pub(crate) struct SnapshotDir {
+    pub(crate) snapshots: Snapshots,
+    pub(crate) peers: Arc<Peers>,
+}
+
+impl SnapshotDir {
+    /// The head of a file on this node's disk.
+    ///
+    /// # Errors
+    /// Before the node is bound to a cluster there is nothing to snapshot.
+    pub(crate) fn head(
+        &self,
+        last: Option<store::Position>,
+        membership_at: Option<store::Position>,
+        membership: bytes::Bytes,
+    ) -> io::Result<store::SnapshotMeta> {
+        let cluster =
+            self.peers.cluster().ok_or_else(|| io::Error::other("the node is not in a cluster yet"))?;
+        let incarnation = self.peers.myself().incarnation;
+        Ok(store::SnapshotMeta { cluster, incarnation, group: GROUP, last, membership_at, membership })
     }
 }
 
@@ -202,14 +225,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn install_snapshot(&mut self, _meta: &SnapshotMeta, file: SnapshotFile) -> Result<(), io::Error> {
-        let snapshots = self.snapshots.clone();
-        let machine = off_the_runtime(move || {
-            let machine = decode_snapshot(&file)?;
-            // Only what decoded whole takes the place of the newest on disk.
-            snapshots.adopt(file).map_err(failed)?;
-            Ok(machine)
-        })
-        .await?;
+        let machine = off_the_runtime(move || decode_snapshot(&file)).await?;
         let last = machine.last_applied();
         let old = std::mem::replace(&mut *self.shared.write(), machine);
         if let Some(last) = last {
@@ -235,32 +251,31 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         io::Error,
     > {
         let snapshots = self.snapshots.clone();
-        let newest = off_the_runtime(move || snapshots.newest().map_err(failed)).await?;
-        newest.map(|file| Ok(Snapshot { meta: meta_of_file(file.head())?, snapshot: file })).transpose()
+        let newest = off_the_runtime(move || snapshots.snapshots.newest().map_err(failed)).await?;
+        newest.map(|file| Ok(Snapshot { meta: meta_of_file(file.meta())?, snapshot: file })).transpose()
     }
 }
 
 /// Writes one frozen state to a snapshot file.
 pub(crate) struct SnapshotBuilder {
     frozen: Option<Frozen>,
-    snapshots: Snapshots,
+    snapshots: SnapshotDir,
     on_snapshot: Arc<dyn Fn(SnapshotEvent) + Send + Sync>,
 }
 
-fn write_snapshot(snapshots: &Snapshots, frozen: &Frozen) -> Result<(SnapshotMeta, SnapshotFile), io::Error> {
+fn write_snapshot(dir: &SnapshotDir, frozen: &Frozen) -> Result<(SnapshotMeta, SnapshotFile), io::Error> {
     let (at, membership) = frozen.membership();
     let meta = SnapshotMeta {
         last_log_id: frozen.last_applied().map(convert::from_state_position),
         last_membership: convert::stored_membership(at, membership).map_err(failed)?,
     };
-    let write = || -> Result<SnapshotFile, StoreError> {
-        let mut writer = snapshots.begin(head_of(&meta))?;
-        for section in frozen.sections() {
-            writer.write_section(&section)?;
-        }
-        snapshots.adopt(writer.finish()?)
-    };
-    Ok((meta.clone(), write().map_err(failed)?))
+    let (membership_at, membership) = membership_of(&meta);
+    let head = dir.head(meta.last_log_id.as_ref().map(convert::position), membership_at, membership)?;
+    let mut writer = dir.snapshots.begin(head).map_err(failed)?;
+    for section in frozen.sections() {
+        writer.write_section(&section).map_err(failed)?;
+    }
+    Ok((meta, writer.finish().map_err(failed)?))
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {

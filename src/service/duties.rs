@@ -7,10 +7,12 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::raft::Node;
+use crate::raft::{Host, Node, hello};
 
 /// How often the duties are looked at.
 const ROUND: Duration = Duration::from_millis(50);
+/// How often members whose address is missing are asked.
+const LEARN_ROUND: Duration = Duration::from_millis(500);
 /// How often the disk is looked at.
 const DISK_ROUND: Duration = Duration::from_secs(1);
 
@@ -27,6 +29,23 @@ pub async fn run(node: Arc<Node>) {
             look_at_disk(&node).await;
         }
         compact(&node, &mut snapshot_asked_at).await;
+    }
+}
+
+/// Asks members whose clients' address is not known, until all are: heartbeats tell only the leader's.
+pub async fn learn_addresses(host: Arc<Host>, node: Arc<Node>) {
+    let mut rounds = tokio::time::interval(LEARN_ROUND);
+    rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        rounds.tick().await;
+        for member in node.members() {
+            if host.client_address_of(member.node.id).is_empty()
+                && let Ok(answer) = hello(node.peers(), &member.node.slot).await
+                && answer.from.raft_id == member.node.id
+            {
+                host.note_client_address(member.node.id, &answer.client_address);
+            }
+        }
     }
 }
 

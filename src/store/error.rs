@@ -1,76 +1,154 @@
-//! Why a data directory cannot be used. Every message says what to do.
+//! What can be wrong with a data directory, each with a sentence that says what to do.
+//!
+//! None of these is retried: a directory that cannot be trusted, or a disk that fails, stops the node.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
-/// What is wrong with what is on disk.
+use uuid::Uuid;
+
+/// Why the store does not open, or does not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The operating system said no.
-    #[error("{what}: {source}; check the disk, its space and the permissions of the data directory")]
+    /// The operating system refused.
+    #[error("cannot {doing} {}: {source}; check the disk, its space and the permissions", .path.display())]
     Io {
-        /// What was tried, with the path.
-        what: String,
-        /// What the system said.
+        /// What was tried, as in "cannot ...".
+        doing: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// What the system says.
         source: io::Error,
     },
-    /// Something is not what was written.
+    /// Somebody else has the directory open.
     #[error(
-        "{what} is damaged ({why}); restore this disk, or empty the data directory so that the node comes back as a new member"
+        "another process uses the data directory {}: stop it, or give this node a directory of its own",
+        .dir.display()
     )]
-    Damaged {
-        /// Which file or record.
-        what: String,
-        /// What does not fit.
-        why: String,
-    },
-    /// Entries that were synced are gone.
-    #[error(
-        "the log is synced up to entry {synced} but only reads back up to {found}: entries that this node acknowledged are lost; \
-         empty the data directory so that the node comes back as a new member, it must not vote with what is left"
-    )]
-    Lost {
-        /// What the mark says.
-        synced: u64,
-        /// The last whole entry, `none` if there is none.
-        found: String,
-    },
-    /// Another node's.
-    #[error("{path} belongs to {theirs}, not to {ours}; give this node its own --data-dir")]
-    Foreign {
-        /// The directory or file.
-        path: PathBuf,
-        /// Whose it is.
-        theirs: String,
-        /// Who asks.
-        ours: String,
+    InUse {
+        /// The data directory.
+        dir: PathBuf,
     },
     /// Written by a later release.
     #[error(
-        "{what} has format {found}, this release reads up to {known}; run the release that wrote it, or a later one"
+        "{} has format {found}, and this release reads up to {known}: start the release that wrote it, or a later one",
+        .path.display()
     )]
     NewerFormat {
-        /// Which file.
-        what: String,
-        /// Its format.
+        /// The file.
+        path: PathBuf,
+        /// The format it says.
         found: u32,
         /// The newest format known here.
         known: u32,
     },
-    /// Another process has it open.
-    #[error("{path} is in use by another process; stop that one first, or choose another --data-dir")]
-    InUse {
-        /// The directory.
+    /// The content is not what was written.
+    #[error(
+        "{} is damaged: {why}; do not start this node on this directory again: give it an empty one, so that it becomes \
+         a new member, and keep the old one until the cluster is whole",
+        .path.display()
+    )]
+    Damaged {
+        /// The file or directory.
         path: PathBuf,
+        /// What does not fit.
+        why: String,
     },
+    /// Entries that were synced are not there.
+    #[error(
+        "the log in {} lost entries {first_missing} to {last_synced}, which were on disk before ({found}): its disk \
+         lost or damaged data; do not start this node on this directory again: give it an empty one, so that it \
+         becomes a new member, and keep the old one until the cluster is whole",
+        .path.display()
+    )]
+    BelowMark {
+        /// The log's directory.
+        path: PathBuf,
+        /// The first entry that is not there, or not whole.
+        first_missing: u64,
+        /// Up to where entries were synced.
+        last_synced: u64,
+        /// What is in place of the missing entry.
+        found: String,
+    },
+    /// A file that must be there is not.
+    #[error(
+        "{} is missing, but {}: what this member promised and stored is not all there; restore the whole directory, or \
+         give the node an empty one, so that it becomes a new member",
+        .path.display(), .why
+    )]
+    Missing {
+        /// What is missing.
+        path: PathBuf,
+        /// Why it must be there.
+        why: String,
+    },
+    /// The directory belongs to another slot.
+    #[error(
+        "the data directory {} belongs to slot {recorded}, and this node was started as slot {asked}: start it with \
+         --slot {recorded}, or give slot {asked} its own directory",
+        .dir.display()
+    )]
+    OtherSlot {
+        /// The data directory.
+        dir: PathBuf,
+        /// Whose it is.
+        recorded: String,
+        /// Who asked.
+        asked: String,
+    },
+    /// A file belongs to another incarnation: it was copied here.
+    #[error(
+        "{} belongs to incarnation {found}, and this directory is incarnation {expected}: files of two members are \
+         mixed; restore the whole directory, or give the node an empty one, so that it becomes a new member",
+        .path.display()
+    )]
+    OtherIncarnation {
+        /// The file.
+        path: PathBuf,
+        /// Whose it is.
+        found: Uuid,
+        /// Whose directory this is.
+        expected: Uuid,
+    },
+    /// What was asked to be stored does not fit.
+    #[error("{0}")]
+    TooLarge(String),
 }
 
 impl StoreError {
-    pub(super) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
-        let what = what.into();
-        move |source| Self::Io { what, source }
+    /// An [`StoreError::Io`], for `map_err`.
+    pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { doing, path: path.to_owned(), source }
     }
 
-    pub(super) fn damaged(what: impl Into<String>, why: impl Into<String>) -> Self {
-        Self::Damaged { what: what.into(), why: why.into() }
+    /// A [`StoreError::Damaged`].
+    pub(crate) fn damaged(path: &Path, why: impl Into<String>) -> Self {
+        Self::Damaged { path: path.to_owned(), why: why.into() }
+    }
+}
+
+impl From<StoreError> for crate::error::Error {
+    fn from(error: StoreError) -> Self {
+        Self::Storage(error.to_string())
+    }
+}
+
+impl From<StoreError> for io::Error {
+    fn from(error: StoreError) -> Self {
+        let kind = match &error {
+            StoreError::Io { source, .. } => source.kind(),
+            StoreError::TooLarge(_) => io::ErrorKind::InvalidInput,
+            StoreError::InUse { .. } => io::ErrorKind::ResourceBusy,
+            StoreError::NewerFormat { .. } => io::ErrorKind::Unsupported,
+            StoreError::Missing { .. } => io::ErrorKind::NotFound,
+            StoreError::Damaged { .. }
+            | StoreError::BelowMark { .. }
+            | StoreError::OtherSlot { .. }
+            | StoreError::OtherIncarnation { .. } => io::ErrorKind::InvalidData,
+        };
+        io::Error::new(kind, error)
     }
 }

@@ -1,26 +1,45 @@
-//! What is on disk. Knows bytes, not commands.
+//! What is on disk: who this member is, what it voted, the log, the snapshots. Bytes, not commands.
 //!
-//! A data directory *is* a member of a cluster, and holds:
+//! # A data directory
 //!
-//! | name | what | how it is kept whole |
-//! |---|---|---|
-//! | `identity` | incarnation, slot, boot counter, binding ([`identity`]) | replaced by rename, checksum |
-//! | `vote` | whom it voted for | two slots written in turn, checksums |
-//! | `mark` | up to where the log was synced and purged | the same |
-//! | `log/` | the Raft log, in sled ([`log`]) | a checksum an entry; the mark tells what must be there |
-//! | `snapshots/` | the newest snapshot ([`snapshot`]) | a checksum a block; replaced by rename |
+//! ```text
+//! DIR/
+//!   lock        held while a process uses the directory
+//!   identity    incarnation, slot, boot counter, binding          identity   replaced by rename
+//!   format      the log's format, incarnation, creating or ready  layout     replaced by rename
+//!   vote        the vote, in two checksummed slots                log        overwritten in place, synced
+//!   mark        up to where the log must be whole, in two slots   log        overwritten in place, synced
+//!   log/        the entries, a sled database                      log
+//!   snapshots/  the newest snapshot                               snapshot   replaced by rename
+//!   reserve     space to give back when the disk is full          disk
+//! ```
 //!
-//! Every file has a version: a later release reads what an earlier one wrote, an earlier one refuses a later one's. What is damaged is an error with a
-//! sentence, never taken for "nothing there".
+//! A data directory *is* the member, so it is whole or refused: a member that forgot its vote may vote twice, and one
+//! that forgot entries may un-acknowledge a committed write. Nothing here repairs by guessing. What is refused, and
+//! what to do then, is in [`StoreError`].
+//!
+//! # Invariants
+//!
+//! - What was reported as synced is there at the next start, or the start fails with a sentence that says what is
+//!   missing. (What the disk loses of the last 100 ms before a crash, without any error, cannot be seen: see `mark`.)
+//! - Every record on disk has a length and a CRC32C, and every file a format number; lengths are checked before
+//!   anything is allocated; damage is an error, never a panic and never "none".
+//! - Every file but the log repeats the incarnation, so files of two members cannot be mixed unseen.
+//!
+//! # What is not here
+//!
+//! What an entry or a snapshot section means (`state`), and how the consensus library asks for them (`raft`).
 
-mod disk;
-mod error;
+pub mod disk;
+pub mod error;
 mod files;
 pub mod identity;
-mod log;
-mod snapshot;
+mod layout;
+pub mod log;
+pub mod snapshot;
 
 pub use error::StoreError;
+pub use files::{FileSyncer, SyncTarget, Syncer};
 pub use identity::{Binding, ClusterId, FoundingSet, Identity, IdentityFile, raft_id};
-pub use log::{Done, Log, LogOptions, Position, Record, Recovered, SyncReport, Syncer, VoteRecord};
-pub use snapshot::{SnapshotFile, SnapshotHead, SnapshotWriter, Snapshots};
+pub use log::{Log, LogOptions, Position, Record, Recovered, SyncReport, VoteRecord};
+pub use snapshot::{SnapshotEnd, SnapshotFile, SnapshotMeta, Snapshots};

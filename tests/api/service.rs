@@ -89,7 +89,10 @@ async fn the_deadline_goes_down_with_the_request() {
         client.get(request).await.unwrap();
     }
     let timeouts: Vec<_> = server.cache.calls.lock().unwrap().iter().map(|(_, ctx)| ctx.timeout).collect();
-    assert_eq!(timeouts, [Ctx::DEFAULT_TIMEOUT, Duration::from_secs(3), MAX_TIMEOUT]);
+    assert_eq!(
+        timeouts,
+        [Ctx::DEFAULT_TIMEOUT, Duration::from_millis(2900), MAX_TIMEOUT - Duration::from_millis(100)]
+    );
     server.stop().await;
 }
 
@@ -106,7 +109,7 @@ async fn a_passed_deadline_does_not_cut_a_write_off() {
     });
     entered.wait_for(|entered| *entered == 1).await.unwrap();
     let ctx = server.cache.calls.lock().unwrap()[0].1;
-    assert_eq!(ctx.timeout, Duration::from_millis(1));
+    assert_eq!(ctx.timeout, Duration::from_micros(900));
     // Long past it.
     tokio::time::timeout(ctx.timeout * 50, std::future::pending::<()>()).await.unwrap_err();
     assert!(!write.is_finished());

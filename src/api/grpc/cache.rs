@@ -93,8 +93,13 @@ pub(super) fn ctx(metadata: &MetadataMap) -> Result<Ctx> {
     let timeout = timeout.to_str().ok().and_then(parse_timeout).ok_or_else(|| {
         Error::Invalid("grpc-timeout is not one to eight digits and a unit of H, M, S, m, u, n".to_owned())
     })?;
-    Ok(Ctx { timeout: timeout.min(MAX_TIMEOUT) })
+    let timeout = timeout.min(MAX_TIMEOUT);
+    // The client's own timer runs out at the same time: an answer made just before says more than that does.
+    Ok(Ctx { timeout: timeout - (timeout / 10).min(ANSWER_MARGIN) })
 }
+
+/// How much before its client's deadline a request is answered, at most.
+const ANSWER_MARGIN: Duration = Duration::from_millis(100);
 
 /// The value of a `grpc-timeout` header, as in gRPC's protocol over HTTP/2.
 fn parse_timeout(text: &str) -> Option<Duration> {
@@ -180,7 +185,9 @@ mod tests {
         let mut metadata = MetadataMap::new();
         assert_eq!(ctx(&metadata), Ok(Ctx::default()));
         metadata.insert("grpc-timeout", "2H".parse().unwrap());
-        assert_eq!(ctx(&metadata), Ok(Ctx { timeout: MAX_TIMEOUT }));
+        assert_eq!(ctx(&metadata), Ok(Ctx { timeout: MAX_TIMEOUT - ANSWER_MARGIN }));
+        metadata.insert("grpc-timeout", "100m".parse().unwrap());
+        assert_eq!(ctx(&metadata), Ok(Ctx { timeout: Duration::from_millis(90) }));
         metadata.insert("grpc-timeout", "soon".parse().unwrap());
         assert!(matches!(ctx(&metadata), Err(Error::Invalid(_))));
     }

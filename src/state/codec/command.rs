@@ -110,6 +110,20 @@ pub fn decode_entry(bytes: Bytes) -> Result<(Stamp, Vec<Command>), DecodeError> 
     Ok((Stamp { now, touched }, commands))
 }
 
+/// How many commands a log entry has, without decoding them; 0 for one that cannot be read. For metrics.
+pub fn count_commands(entry: &Bytes) -> u64 {
+    let mut reader = Reader::new("log entry", entry.clone());
+    let mut count = || -> Result<usize, DecodeError> {
+        reader.version(VERSION)?;
+        reader.signed()?;
+        for _ in 0..reader.count(8)? {
+            reader.u64_le()?;
+        }
+        reader.count(LEAST_COMMAND_BYTES)
+    };
+    count().map_or(0, |count| count as u64)
+}
+
 /// Bytes of keys and values, to allocate once.
 fn payload_bytes(operation: &Operation) -> usize {
     match operation {

@@ -34,7 +34,7 @@ mod membership;
 pub(super) mod wire;
 
 pub use applied::{decode_applied, encode_applied};
-pub use command::{decode_command, decode_entry, encode_command, encode_entry};
+pub use command::{count_commands, decode_command, decode_entry, encode_command, encode_entry};
 pub use membership::{decode_membership, encode_membership};
 pub use wire::DecodeError;
 

@@ -1,203 +1,303 @@
-//! sled, and nothing of it beyond this file.
+//! The one file that names sled.
 //!
-//! sled can panic on a damaged file, on opening and later: every call into it is caught, and becomes an error.
+//! Plain inserts and removes, no batches and no transactions. Everything that goes into sled is guarded: it panics on
+//! much of what a damaged file can contain, and a panic here is an error like any other.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Duration,
 };
 
-use super::{LogOptions, Record, Syncer, mark::Mark, memory::Memory, record};
-use crate::store::{StoreError, disk};
+use rustix::fs::{FlockOperation, flock};
 
-/// Below every group's keys: whose log this is.
-const OWNER_KEY: &[u8] = b"\xff\xff\xff\xffowner";
-const FORMAT: u32 = 1;
-/// How often sled collects garbage. The sync that counts is ours.
-const FLUSH_EVERY_MS: u64 = 500;
+use super::{
+    Record,
+    memory::Budget,
+    record::{self, Assembly, Key},
+};
+use crate::store::{
+    error::StoreError,
+    files::{self, Malformed, SyncTarget, Syncer},
+};
 
+/// How long to wait for sled's own threads to let go of the file: they do so a moment after the database is dropped.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_POLL: Duration = Duration::from_millis(10);
+
+/// sled cleans up in the background every so often.
+const HOUSEKEEPING_MS: u64 = 500;
+
+/// A sled database, with a descriptor of our own to its file, because sled's own flush does not reach the disk.
 pub(super) struct Tree {
     db: sled::Db,
-    /// Our own descriptor of sled's file: its flush does not survive a power cut, a sync of this does.
     file: File,
-    syncer: Syncer,
-    group: u32,
     dir: PathBuf,
+    group: u32,
+    syncer: Arc<dyn Syncer>,
 }
 
-/// Runs a call into sled; a panic of it becomes an error.
-fn caught<T>(call: impl FnOnce() -> sled::Result<T>) -> io::Result<T> {
-    match catch_unwind(AssertUnwindSafe(call)) {
+/// Turns a panic into an error.
+fn guarded<T>(what: &str, run: impl FnOnce() -> sled::Result<T>) -> io::Result<T> {
+    match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(io::Error::other(error)),
+        Ok(Err(sled::Error::Io(e))) => Err(e),
+        Ok(Err(e)) => {
+            Err(io::Error::new(io::ErrorKind::InvalidData, format!("the log's database cannot {what}: {e}")))
+        }
         Err(panic) => {
-            let why = panic.downcast_ref::<String>().cloned();
-            let why = why.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_string()));
-            Err(io::Error::other(format!("sled panicked: {}", why.unwrap_or_default())))
+            let text = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("no message");
+            // Its messages hold whole pages.
+            let text: String = text.chars().take(200).collect();
+            Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("the log's database cannot {what}: {text}"),
+            ))
         }
     }
 }
 
 impl Tree {
-    pub(super) fn open(dir: &Path, options: &LogOptions) -> Result<Self, StoreError> {
-        let config = sled::Config::new()
-            .path(dir)
-            .cache_capacity(options.sled_cache_bytes)
-            .flush_every_ms(Some(FLUSH_EVERY_MS));
-        let db = caught(|| config.open()).map_err(|error| {
-            if error.to_string().contains("could not acquire lock") {
-                StoreError::InUse { path: options.dir.clone() }
-            } else {
-                StoreError::damaged(format!("the log in {}", dir.display()), error.to_string())
-            }
-        })?;
-        let path = dir.join("db");
-        let file = File::open(&path).map_err(StoreError::io(path.display().to_string()))?;
-        let tree =
-            Self { db, file, syncer: options.syncer.clone(), group: options.group, dir: dir.to_path_buf() };
-        tree.check_owner(options)?;
+    /// Makes an empty database, durable down to its name.
+    pub(super) fn create(
+        dir: &Path,
+        cache: u64,
+        group: u32,
+        syncer: Arc<dyn Syncer>,
+    ) -> Result<Self, StoreError> {
+        files::create_dir(dir)?;
+        let tree = Self::open_database(dir, cache, group, syncer)?;
+        tree.sync().map_err(StoreError::io("sync", dir))?;
+        for name in ["conf", "db", "blobs"] {
+            let path = dir.join(name);
+            File::open(&path).and_then(|f| f.sync_all()).map_err(StoreError::io("sync", &path))?;
+        }
+        files::sync_dir(dir)?;
         Ok(tree)
     }
 
-    fn failed(&self, error: io::Error) -> StoreError {
-        StoreError::damaged(format!("the log in {}", self.dir.display()), error.to_string())
-    }
-
-    /// The log repeats the incarnation: a log under another's identity is not believed.
-    fn check_owner(&self, options: &LogOptions) -> Result<(), StoreError> {
-        let owner = caught(|| self.db.get(OWNER_KEY)).map_err(|e| self.failed(e))?;
-        let Some(owner) = owner else {
-            let mut owner = FORMAT.to_be_bytes().to_vec();
-            owner.extend_from_slice(options.incarnation.as_bytes());
-            caught(|| self.db.insert(OWNER_KEY, owner)).map_err(|e| self.failed(e))?;
-            self.sync().map_err(|e| self.failed(e))?;
-            return super::files::sync_dir(&self.dir).map_err(StoreError::io(self.dir.display().to_string()));
-        };
-        let (format, incarnation) = owner.split_at(4.min(owner.len()));
-        let format = format.try_into().map(u32::from_be_bytes).unwrap_or(u32::MAX);
-        if format > FORMAT {
-            let what = format!("the log in {}", self.dir.display());
-            return Err(StoreError::NewerFormat { what, found: format, known: FORMAT });
-        }
-        match uuid::Uuid::from_slice(incarnation) {
-            Ok(theirs) if theirs == options.incarnation => Ok(()),
-            Ok(theirs) => Err(StoreError::Foreign {
-                path: self.dir.clone(),
-                theirs: format!("incarnation {theirs}"),
-                ours: format!("incarnation {}", options.incarnation),
-            }),
-            Err(error) => Err(self.failed(io::Error::other(error))),
-        }
-    }
-
-    /// Reads the whole log into `memory`'s bookkeeping, deletes what is purged, and cuts off what is torn, unless it was synced.
-    pub(super) fn recover(&self, mark: &Mark, memory: &mut Memory) -> Result<(), StoreError> {
-        let first = memory.first();
-        self.remove(0, first).map_err(|e| self.failed(e))?;
-        let torn = self.walk(first, u64::MAX, |record| {
-            memory.push(record);
-            memory.inserted(memory.next());
-            true
-        });
-        if let Err(error) = &torn {
-            tracing::warn!(%error, from = memory.next(), "the log ends in a torn entry: it is cut off");
-        }
-        let last = memory.last().or(memory.purged);
-        if let Some(synced) = mark.synced
-            && last.is_none_or(|last| last.index < synced.index)
-        {
-            let found = last.map_or("none".to_string(), |at| at.index.to_string());
-            return Err(StoreError::Lost { synced: synced.index, found });
-        }
-        self.remove(memory.next(), u64::MAX).map_err(|e| self.failed(e))?;
-        self.sync().map_err(|e| self.failed(e))
-    }
-
-    /// Reads entries `from..to`, one after another, until `visit` says stop. An entry that is torn, or a hole, is an error.
-    fn walk(&self, from: u64, to: u64, mut visit: impl FnMut(Record) -> bool) -> io::Result<()> {
-        let torn = |index: u64, why: record::Torn| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("log entry {index} is not whole: {why}"))
-        };
-        let start = record::key(self.group, from, 0);
-        let mut next = from;
-        let mut assembly: Option<record::Assembly> = None;
-        let mut values = self.db.range(start..);
-        loop {
-            let value = caught(|| values.next().transpose())?;
-            let part =
-                value.as_ref().and_then(|(key, value)| Some((record::parse_key(self.group, key)?, value)));
-            let continues =
-                matches!((&assembly, &part), (Some(a), Some(((index, _), _))) if a.index() == *index);
-            if !continues && let Some(whole) = assembly.take() {
-                let index = whole.index();
-                if !visit(whole.finish().map_err(|why| torn(index, why))?) {
-                    return Ok(());
-                }
-                next = index + 1;
-            }
-            let Some(((index, part), value)) = part else { return Ok(()) };
-            if index >= to {
-                return Ok(());
-            }
-            match &mut assembly {
-                Some(assembly) => assembly.push(part, value).map_err(|why| torn(index, why))?,
-                None if index != next => {
-                    let hole = format!("log entry {next} is missing before entry {index}");
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, hole));
-                }
-                None => {
-                    assembly =
-                        Some(record::Assembly::begin(index, part, value).map_err(|why| torn(index, why))?)
-                }
+    /// Opens the database and makes everything in it durable: a process that was killed leaves much in the page cache.
+    pub(super) fn open(
+        dir: &Path,
+        cache: u64,
+        group: u32,
+        syncer: Arc<dyn Syncer>,
+    ) -> Result<Self, StoreError> {
+        for name in ["conf", "db"] {
+            let path = dir.join(name);
+            if !path.is_file() {
+                return Err(StoreError::Missing { path, why: "the directory holds a log".into() });
             }
         }
+        let tree = Self::open_database(dir, cache, group, syncer)?;
+        tree.sync().map_err(StoreError::io("sync", dir))?;
+        files::sync_dir(dir)?;
+        Ok(tree)
     }
 
-    /// Entries `from..to`, at least one, until `max_bytes` are passed.
-    pub(super) fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<Record>> {
-        let mut records: Vec<Record> = Vec::new();
-        let mut bytes = 0;
-        self.walk(from, to, |record| {
-            if !records.is_empty() && bytes + record.payload.len() > max_bytes {
-                return false;
+    fn open_database(
+        dir: &Path,
+        cache: u64,
+        group: u32,
+        syncer: Arc<dyn Syncer>,
+    ) -> Result<Self, StoreError> {
+        let path = dir.join("db");
+        wait_for_lock(&path)?;
+        remove_unfinished(dir)?;
+        let config =
+            sled::Config::new().path(dir).cache_capacity(cache).flush_every_ms(Some(HOUSEKEEPING_MS));
+        let db = guarded("be opened", || config.open()).map_err(|e| {
+            if e.to_string().contains("could not acquire lock") {
+                in_use(dir)
+            } else if e.kind() == io::ErrorKind::InvalidData {
+                StoreError::damaged(dir, e.to_string())
+            } else {
+                StoreError::Io { doing: "open the log's database in", path: dir.to_owned(), source: e }
             }
-            bytes += record.payload.len();
-            records.push(record);
-            bytes < max_bytes
         })?;
-        if records.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("log entry {from} is missing")));
-        }
-        Ok(records)
+        let file =
+            File::options().write(true).read(true).open(&path).map_err(StoreError::io("open", &path))?;
+        Ok(Self { db, file, dir: dir.to_owned(), group, syncer })
     }
 
-    pub(super) fn insert(&self, record: &Record) -> io::Result<()> {
-        for (part, value) in record::parts(record).into_iter().enumerate() {
-            let part = u16::try_from(part).map_err(io::Error::other)?;
-            caught(|| self.db.insert(record::key(self.group, record.index, part), value))?;
-        }
-        Ok(())
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
     }
 
-    /// Deletes the entries `from..to` from the end backward, so that a crash leaves no hole.
-    pub(super) fn remove(&self, from: u64, to: u64) -> io::Result<()> {
-        let range = record::key(self.group, from, 0)..record::key(self.group, to, 0);
-        let mut keys = self.db.range(range).keys();
-        while let Some(key) = caught(|| keys.next_back().transpose())? {
-            caught(|| self.db.remove(key))?;
-        }
-        Ok(())
+    pub(super) fn group(&self) -> u32 {
+        self.group
     }
 
-    /// Makes everything inserted and removed so far durable.
+    pub(super) fn insert(&self, index: u64, part: u16, value: &[u8]) -> io::Result<()> {
+        debug_assert!(
+            value.len() <= record::PART_BYTES,
+            "larger values go to blob files, which are never synced"
+        );
+        guarded("take an entry", || self.db.insert(record::key(self.group, index, part), value)).map(drop)
+    }
+
+    pub(super) fn remove(&self, key: &[u8]) -> io::Result<()> {
+        guarded("remove an entry", || self.db.remove(key)).map(drop)
+    }
+
+    /// Up to `limit` keys of the indexes `from..to`, from the front or from the back.
+    pub(super) fn keys(
+        &self,
+        from: u64,
+        to: u64,
+        limit: usize,
+        backward: bool,
+    ) -> io::Result<Vec<sled::IVec>> {
+        let range = self.bounds(from, to);
+        guarded("list its entries", || {
+            let mut keys = self.db.range(range).keys();
+            let mut found = Vec::new();
+            while found.len() < limit {
+                match if backward { keys.next_back() } else { keys.next() } {
+                    Some(key) => found.push(key?),
+                    None => break,
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    /// Calls `visit` with index, part and value of everything in the indexes `from..to`, in order, until it says false.
+    pub(super) fn scan(
+        &self,
+        from: u64,
+        to: u64,
+        mut visit: impl FnMut(u64, u16, &[u8]) -> bool,
+    ) -> io::Result<()> {
+        let range = self.bounds(from, to);
+        guarded("read its entries", || {
+            for pair in self.db.range(range) {
+                let (key, value) = pair?;
+                let Some((index, part)) = record::parse_key(self.group, &key) else {
+                    return Err(sled::Error::ReportableBug("a key that is no key of an entry".into()));
+                };
+                if !visit(index, part, &value) {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Appends entries `from..to` to `out` until the budget is spent. Says at which index one is missing or not whole.
+    pub(super) fn read(
+        &self,
+        from: u64,
+        to: u64,
+        budget: &mut Budget,
+        out: &mut Vec<Record>,
+    ) -> io::Result<Option<u64>> {
+        let mut expected = from;
+        let mut assembly: Option<Assembly> = None;
+        let mut hole = false;
+        self.scan(from, to, |index, part, value| {
+            if let Some(whole) = assembly.take_if(|_| index != expected) {
+                let Ok(record) = whole.finish() else {
+                    hole = true;
+                    return false;
+                };
+                if !budget.admit(&record) {
+                    return false;
+                }
+                out.push(record);
+                expected += 1;
+                if budget.spent {
+                    return false;
+                }
+            }
+            hole = index != expected
+                || match &mut assembly {
+                    Some(assembly) => assembly.push(part, value).is_err(),
+                    None => match Assembly::begin(self.group, index, value) {
+                        Ok(begun) if part == 0 => {
+                            assembly = Some(begun);
+                            false
+                        }
+                        _ => true,
+                    },
+                };
+            !hole
+        })?;
+        if let Some(last) = assembly {
+            match last.finish() {
+                Ok(record) if budget.admit(&record) => {
+                    out.push(record);
+                    expected += 1;
+                }
+                Ok(_) => {}
+                Err(Malformed) => hole = true,
+            }
+        }
+        let short = expected < to && !budget.spent;
+        Ok((hole || short).then_some(expected))
+    }
+
+    /// Everything so far is on stable storage when this returns.
     pub(super) fn sync(&self) -> io::Result<()> {
-        caught(|| self.db.flush())?;
-        (self.syncer)(&self.file)
+        guarded("flush", || self.db.flush())?;
+        self.syncer.sync(&self.file, SyncTarget::Log)
     }
 
-    pub(super) fn disk_bytes(&self) -> u64 {
-        disk::bytes_in(&self.dir)
+    fn bounds(&self, from: u64, to: u64) -> std::ops::Range<Key> {
+        record::key(self.group, from, 0)..record::key(self.group, to, 0)
     }
+
+    /// Closes the database and waits until its file is free for the next one.
+    pub(super) fn close(self) -> io::Result<()> {
+        let path = self.dir.join("db");
+        guarded("close", move || {
+            drop(self.db);
+            Ok(())
+        })?;
+        wait_for_lock(&path).map_err(Into::into)
+    }
+}
+
+fn in_use(dir: &Path) -> StoreError {
+    StoreError::InUse { dir: dir.parent().unwrap_or(dir).to_owned() }
+}
+
+/// Waits until nobody has sled's file locked.
+fn wait_for_lock(db: &Path) -> Result<(), StoreError> {
+    let Ok(file) = File::open(db) else { return Ok(()) };
+    let mut waited = Duration::ZERO;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) if waited < LOCK_PATIENCE => {
+                thread::sleep(LOCK_POLL);
+                waited += LOCK_POLL;
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(in_use(db.parent().unwrap_or(db))),
+            // A filesystem without locks: sled's own attempt says so.
+            Err(_) => return Ok(()),
+        }
+    }
+}
+
+/// Removes an index snapshot of sled's that a crash left unfinished: it would take it for its newest, and damaged.
+fn remove_unfinished(dir: &Path) -> Result<(), StoreError> {
+    for entry in fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
+        let entry = entry.map_err(StoreError::io("list", dir))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            tracing::warn!(file = %name, "removing an unfinished index of the log's database");
+            files::remove(&entry.path())?;
+        }
+    }
+    Ok(())
 }

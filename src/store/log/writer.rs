@@ -1,360 +1,258 @@
-//! The writer thread: everything that reaches the disk goes through here, in the order it was asked for.
+//! The writer thread: everything queued, into the database, one sync, then the callbacks, in order.
+//!
+//! What must not be reordered is separated by a sync of its own: a vote, a truncation and a purge each wait until every
+//! append before them is on stable storage and reported. An error ends the thread: everything that waits gets it, and
+//! so does everything that comes later. It is never retried, because after a failed sync nobody knows what is on disk.
 
 use std::{
     collections::VecDeque,
-    io, mem,
+    io,
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::PathBuf,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    sync::Arc,
 };
 
 use super::{
-    Done, LogOptions, Position, Record, SyncReport, VoteRecord,
-    mark::{Mark, MarkFile},
-    memory::Memory,
+    Done, OnSync, Position, Record, SyncReport,
+    mark::VoteFile,
+    queue::{Failure, Op, Shared, Taken, locked},
+    record, recover,
     tree::Tree,
 };
-use crate::store::{StoreError, files::TwoSlots};
+use crate::time::Clock;
 
-/// Bytes waiting for the disk beyond which append blocks its caller. openraft's core calls it, so this must stay rare: what the proposer lets
-/// into flight is far below.
-const MAX_QUEUED_BYTES: usize = 256 << 20;
-/// How far the mark may be behind what is synced.
-const MARK_INTERVAL: Duration = Duration::from_millis(100);
-/// Purged entries deleted between two syncs: bounds how long an append waits behind a purge.
-const PURGE_SLICE: u64 = 64;
-
-/// What is asked of the disk.
-pub(super) enum Operation {
-    Append(Vec<Record>, Done),
-    Vote(VoteRecord, Done),
-    Truncate { from: u64, last: Option<Position>, done: Done },
-    Purge { upto: Position, done: Done },
-    Barrier(Done),
-}
-
-impl Operation {
-    fn done(self) -> Done {
-        match self {
-            Self::Append(_, done) | Self::Vote(_, done) | Self::Barrier(done) => done,
-            Self::Truncate { done, .. } | Self::Purge { done, .. } => done,
-        }
-    }
-}
-
-/// What waits for the writer.
-#[derive(Default)]
-pub(super) struct Queue {
-    waiting: Mutex<Waiting>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct Waiting {
-    operations: VecDeque<Operation>,
-    bytes: usize,
-    closed: bool,
-    /// Why nothing is written any more.
-    failed: Option<String>,
-}
-
-fn stopped(failed: Option<&String>) -> io::Error {
-    match failed {
-        Some(why) => io::Error::other(format!("the log has failed: {why}")),
-        None => io::Error::other("the log is closed"),
-    }
-}
-
-impl Queue {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn wait_for_room(&self, bytes: usize) {
-        let mut waiting = self.lock();
-        while waiting.bytes > 0 && waiting.bytes + bytes > MAX_QUEUED_BYTES && !waiting.closed {
-            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    pub(super) fn push(&self, operation: Operation, bytes: usize) {
-        let mut waiting = self.lock();
-        if waiting.closed {
-            let error = stopped(waiting.failed.as_ref());
-            drop(waiting);
-            operation.done()(Err(error));
-            return;
-        }
-        waiting.bytes += bytes;
-        waiting.operations.push_back(operation);
-        drop(waiting);
-        self.changed.notify_all();
-    }
-
-    /// What is queued goes on; nothing new is taken.
-    pub(super) fn close(&self) {
-        self.lock().closed = true;
-        self.changed.notify_all();
-    }
-
-    /// Everything queued, after waiting for something at most `patience`; and whether the queue is closed.
-    fn take(&self, patience: Duration) -> (VecDeque<Operation>, bool) {
-        let waiting = self.lock();
-        let empty = |waiting: &mut Waiting| waiting.operations.is_empty() && !waiting.closed;
-        let (mut waiting, _) =
-            self.changed.wait_timeout_while(waiting, patience, empty).unwrap_or_else(PoisonError::into_inner);
-        waiting.bytes = 0;
-        let taken = (mem::take(&mut waiting.operations), waiting.closed);
-        drop(waiting);
-        self.changed.notify_all();
-        taken
-    }
-
-    fn fail(&self, why: &str) -> VecDeque<Operation> {
-        let mut waiting = self.lock();
-        waiting.closed = true;
-        waiting.failed = Some(why.to_string());
-        waiting.bytes = 0;
-        let left = mem::take(&mut waiting.operations);
-        drop(waiting);
-        self.changed.notify_all();
-        left
-    }
-}
-
-/// The vote, in a file of its own.
-pub(super) struct VoteFile(TwoSlots);
-
-impl VoteFile {
-    pub(super) fn open(path: PathBuf) -> Result<(Self, Option<VoteRecord>), StoreError> {
-        let what = path.display().to_string();
-        let (slots, record) = TwoSlots::open(path, *b"vote")?;
-        let vote = match record {
-            None => None,
-            Some(record) => {
-                Some(Self::decode(&record).ok_or_else(|| StoreError::damaged(what, "it is not a vote"))?)
-            }
-        };
-        Ok((Self(slots), vote))
-    }
-
-    fn decode(bytes: &[u8]) -> Option<VoteRecord> {
-        let bytes: &[u8; 17] = bytes.try_into().ok()?;
-        Some(VoteRecord {
-            term: u64::from_be_bytes(bytes[..8].try_into().ok()?),
-            node: u64::from_be_bytes(bytes[8..16].try_into().ok()?),
-            committed: match bytes[16] {
-                0 => false,
-                1 => true,
-                _ => return None,
-            },
-        })
-    }
-
-    fn write(&mut self, vote: &VoteRecord) -> io::Result<()> {
-        let mut bytes = [0; 17];
-        bytes[..8].copy_from_slice(&vote.term.to_be_bytes());
-        bytes[8..16].copy_from_slice(&vote.node.to_be_bytes());
-        bytes[16] = vote.committed.into();
-        self.0.write(&bytes)
-    }
-}
+/// How many keys of purged entries are removed between two syncs.
+const PURGE_SLICE: usize = 1024;
 
 pub(super) struct Writer {
-    pub(super) tree: Arc<Tree>,
-    pub(super) memory: Arc<Mutex<Memory>>,
-    pub(super) queue: Arc<Queue>,
-    pub(super) mark_file: MarkFile,
-    pub(super) mark: Mark,
-    pub(super) vote_file: VoteFile,
-    pub(super) options: LogOptions,
-}
-
-/// Appends inserted and not yet synced.
-#[derive(Default)]
-struct Pending {
-    callbacks: Vec<Done>,
-    last: Option<Position>,
-    report: Option<SyncReport>,
-}
-
-/// What the thread carries from round to round.
-struct Rounds {
-    pending: Pending,
-    /// Purged entries `purge_from..purge_to` are still in sled.
-    purge_from: u64,
-    purge_to: u64,
-    mark_written: Mark,
-    mark_written_at: Duration,
+    shared: Arc<Shared>,
+    tree: Arc<Tree>,
+    vote: VoteFile,
+    clock: Arc<dyn Clock>,
+    on_sync: Option<OnSync>,
+    /// Taken from the queue and not begun.
+    batch: VecDeque<Op>,
+    /// Begun, and not yet synced.
+    pending: Vec<Done>,
+    /// Something went into the database that is to be synced.
+    dirty: bool,
+    /// What the next sync covers.
+    report: SyncReport,
+    /// The last entry in the database.
+    inserted: Option<Position>,
+    committed: Option<Position>,
+    /// Indexes that are purged, and may still be in the database.
+    backlog: Range<u64>,
+    scratch: Vec<u8>,
 }
 
 impl Writer {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        tree: Arc<Tree>,
+        vote: VoteFile,
+        clock: Arc<dyn Clock>,
+        on_sync: Option<OnSync>,
+        purge_from: Option<u64>,
+    ) -> Self {
+        let mark = shared.marker.record();
+        let backlog = purge_from.unwrap_or(mark.first)..mark.first;
+        Self {
+            shared,
+            tree,
+            vote,
+            clock,
+            on_sync,
+            batch: VecDeque::new(),
+            pending: Vec::new(),
+            dirty: false,
+            report: SyncReport::default(),
+            inserted: mark.synced,
+            committed: mark.committed,
+            backlog,
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Runs until the log is closed, or something fails.
     pub(super) fn run(mut self) {
-        let first = self.memory().first();
-        let mut rounds = Rounds {
-            pending: Pending::default(),
-            purge_from: first,
-            purge_to: first,
-            mark_written: self.mark,
-            mark_written_at: self.options.clock.monotonic(),
-        };
         loop {
-            let patience = if rounds.purge_from < rounds.purge_to { Duration::ZERO } else { MARK_INTERVAL };
-            let (mut operations, closed) = self.queue.take(patience);
-            let last_round = closed && operations.is_empty();
-            // A panic must not leave callbacks uncalled: openraft would wait for them for ever.
-            let round =
-                catch_unwind(AssertUnwindSafe(|| self.round(&mut rounds, &mut operations, last_round)));
-            let result = round.unwrap_or_else(|_| Err(io::Error::other("the log writer panicked")));
-            if let Err(error) = result {
-                return self.fail(error, rounds.pending, operations);
+            match self.shared.queue.take(!self.backlog.is_empty()) {
+                Taken::Ops(batch) => self.batch = batch,
+                Taken::Idle => {}
+                Taken::End => break,
             }
-            if last_round {
-                return;
+            if let Err(error) = caught(|| self.step()) {
+                return self.fail(&error);
+            }
+        }
+        if let Err(error) = caught(|| self.tree.sync()) {
+            return self.fail(&error);
+        }
+        self.shared.queue.fail(Failure::closed());
+    }
+
+    fn step(&mut self) -> io::Result<()> {
+        if let Some(failure) = self.shared.queue.failure() {
+            return Err(failure.error());
+        }
+        while let Some(op) = self.batch.pop_front() {
+            self.execute(op)?;
+        }
+        self.sync()?;
+        self.purge_slice()
+    }
+
+    fn execute(&mut self, op: Op) -> io::Result<()> {
+        match op {
+            Op::Append { records, epoch, starts_at, done } => {
+                self.pending.push(done);
+                self.append(&records, epoch, starts_at)
+            }
+            Op::Vote { vote, done } => {
+                self.sync()?;
+                self.pending.push(done);
+                self.vote.write(vote)?;
+                locked(&self.shared.memory).vote = Some(vote);
+                self.sync()
+            }
+            Op::Truncate { keep, done } => {
+                self.sync()?;
+                self.pending.push(done);
+                self.truncate(keep)
+            }
+            Op::Purge { upto, done } => {
+                self.sync()?;
+                self.pending.push(done);
+                self.purge(upto)
+            }
+            Op::Committed(committed) => {
+                self.committed = committed;
+                Ok(())
             }
         }
     }
 
-    fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Nothing is written any more; whoever waits is told.
-    fn fail(self, error: io::Error, pending: Pending, operations: VecDeque<Operation>) {
-        let why = error.to_string();
-        tracing::error!(error = why, "the log cannot be written: the node must stop");
-        let queued = self.queue.fail(&why);
-        let callbacks = pending.callbacks.into_iter();
-        for done in callbacks.chain(operations.into_iter().chain(queued).map(Operation::done)) {
-            done(Err(io::Error::new(error.kind(), why.clone())));
+    fn append(&mut self, records: &[Record], epoch: u64, starts_at: Option<u64>) -> io::Result<()> {
+        if let Some(first) = starts_at {
+            self.shared.marker.strict(|mark| mark.first = first)?;
         }
-    }
-
-    fn round(
-        &mut self,
-        rounds: &mut Rounds,
-        operations: &mut VecDeque<Operation>,
-        last: bool,
-    ) -> io::Result<()> {
-        while let Some(operation) = operations.pop_front() {
-            if let Operation::Append(records, done) = operation {
-                // Registered first: if the insert fails the callback gets the error with the others.
-                rounds.pending.callbacks.push(done);
-                self.insert(&mut rounds.pending, &records)?;
-                continue;
-            }
-            // Put back while earlier appends are synced, so that it gets the error if they fail.
-            operations.push_front(operation);
-            self.sync(&mut rounds.pending)?;
-            match operations.front() {
-                Some(Operation::Vote(vote, _)) => {
-                    self.vote_file.write(vote)?;
-                    self.memory().vote = Some(*vote);
-                }
-                Some(Operation::Truncate { from, last, .. }) => self.truncate(rounds, *from, *last)?,
-                Some(Operation::Purge { upto, .. }) => self.purge(rounds, *upto)?,
-                Some(Operation::Barrier(_)) => self.write_mark(rounds)?,
-                Some(Operation::Append(..)) | None => {}
-            }
-            if let Some(operation) = operations.pop_front() {
-                operation.done()(Ok(()));
-            }
-        }
-        self.sync(&mut rounds.pending)?;
-        self.purge_slice(rounds)?;
-        let due = self.options.clock.monotonic().saturating_sub(rounds.mark_written_at) >= MARK_INTERVAL;
-        if due || last {
-            self.write_mark(rounds)?;
-        }
-        Ok(())
-    }
-
-    fn insert(&self, pending: &mut Pending, records: &[Record]) -> io::Result<()> {
-        let report = pending.report.get_or_insert(SyncReport {
-            appends: 0,
-            records: 0,
-            bytes: 0,
-            duration: Duration::ZERO,
-        });
-        report.appends += 1;
         for record in records {
-            self.tree.insert(record)?;
-            report.records += 1;
-            report.bytes += record.payload.len() as u64;
-            pending.last = Some(Position { term: record.term, index: record.index });
+            let Self { tree, scratch, .. } = self;
+            record::encode(tree.group(), record, scratch, |part, value| {
+                tree.insert(record.index, part, value)
+            })?;
+            self.report.bytes += record.payload.len() as u64;
         }
-        if let Some(last) = pending.last {
-            self.memory().inserted(last.index + 1);
+        if let Some(last) = records.last() {
+            self.dirty = true;
+            self.inserted = Some(last.position());
+            self.report.appends += 1;
+            self.report.records += records.len() as u64;
+            locked(&self.shared.memory).written(epoch, last.index + 1);
         }
+        self.shared.queue.release(records);
         Ok(())
     }
 
-    fn sync(&mut self, pending: &mut Pending) -> io::Result<()> {
-        if pending.callbacks.is_empty() {
+    /// The mark first, then the entries, the last one first.
+    fn truncate(&mut self, keep: Option<Position>) -> io::Result<()> {
+        let lower = |position: &mut Option<Position>| match (&*position, keep) {
+            (Some(p), Some(keep)) if p.index <= keep.index => {}
+            _ => *position = keep.filter(|_| position.is_some()),
+        };
+        let mut first = 0;
+        self.shared.marker.strict(|mark| {
+            lower(&mut mark.synced);
+            lower(&mut mark.committed);
+            first = mark.first;
+        })?;
+        lower(&mut self.inserted);
+        lower(&mut self.committed);
+        let next = keep.map_or(first, |keep| (keep.index + 1).max(first));
+        recover::remove_from(&self.tree, next)?;
+        self.dirty = true;
+        Ok(())
+    }
+
+    /// The mark; the entries are removed in slices, later.
+    fn purge(&mut self, upto: Position) -> io::Result<()> {
+        let mut from = 0;
+        self.shared.marker.strict(|mark| {
+            from = mark.first;
+            mark.first = upto.index + 1;
+            mark.purged = Some(upto);
+            if mark.synced.is_none_or(|synced| synced.index < upto.index) {
+                mark.synced = Some(upto);
+            }
+        })?;
+        if self.inserted.is_none_or(|inserted| inserted.index < upto.index) {
+            self.inserted = Some(upto);
+        }
+        let from = if self.backlog.is_empty() { from } else { self.backlog.start };
+        self.backlog = from..upto.index + 1;
+        Ok(())
+    }
+
+    fn purge_slice(&mut self) -> io::Result<()> {
+        if self.backlog.is_empty() {
             return Ok(());
         }
-        let begun = self.options.clock.monotonic();
-        self.tree.sync()?;
-        if let (Some(mut report), Some(on_sync)) = (pending.report.take(), &self.options.on_sync) {
-            report.duration = self.options.clock.monotonic().saturating_sub(begun);
-            on_sync(report);
+        let keys = self.tree.keys(self.backlog.start, self.backlog.end, PURGE_SLICE, false)?;
+        for key in &keys {
+            self.tree.remove(key)?;
         }
-        if let Some(last) = pending.last.take() {
-            self.mark.synced = Some(last);
+        let last = keys.last().and_then(|key| record::parse_key(self.tree.group(), key));
+        self.backlog.start = match last {
+            // Perhaps not all of its parts.
+            Some((index, _)) if keys.len() == PURGE_SLICE => index,
+            _ => self.backlog.end,
+        };
+        Ok(())
+    }
+
+    /// Makes everything so far durable, tells the mark, and reports it.
+    fn sync(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.dirty) {
+            let begin = self.clock.monotonic();
+            self.tree.sync()?;
+            let report = std::mem::take(&mut self.report);
+            if let Some(on_sync) = &self.on_sync {
+                on_sync(SyncReport { duration: self.clock.monotonic().saturating_sub(begin), ..report });
+            }
         }
-        for done in pending.callbacks.drain(..) {
+        self.shared.marker.raise(self.inserted, self.committed);
+        for done in self.pending.drain(..) {
             done(Ok(()));
         }
         Ok(())
     }
 
-    /// The mark first, synced: a crash in between leaves entries above it, never a mark above the entries.
-    fn truncate(&mut self, rounds: &mut Rounds, from: u64, last: Option<Position>) -> io::Result<()> {
-        if self.mark.synced.is_some_and(|synced| synced.index >= from) {
-            self.mark.synced = last.or(self.mark.purged);
-            self.mark.committed = self.mark.committed.filter(|c| c.index < from);
-            self.write_mark(rounds)?;
+    /// Ends with an error for everybody who waits.
+    fn fail(self, error: &io::Error) {
+        tracing::error!(%error, "the log cannot be written; the node must stop");
+        let failure = Failure::new(error);
+        let waiting = self.shared.queue.fail(failure.clone());
+        let queued = self.batch.into_iter().chain(waiting).filter_map(|op| match op {
+            Op::Append { done, .. }
+            | Op::Vote { done, .. }
+            | Op::Truncate { done, .. }
+            | Op::Purge { done, .. } => Some(done),
+            Op::Committed(_) => None,
+        });
+        for done in self.pending.into_iter().chain(queued) {
+            // One callback that panics must not keep the others from hearing of it.
+            let _ = caught(|| {
+                done(Err(failure.error()));
+                Ok(())
+            });
         }
-        self.tree.remove(from, u64::MAX)?;
-        self.tree.sync()
     }
+}
 
-    /// The mark first: what it calls purged is never missed. sled follows in slices.
-    fn purge(&mut self, rounds: &mut Rounds, upto: Position) -> io::Result<()> {
-        if self.mark.purged.is_none_or(|purged| purged.index < upto.index) {
-            self.mark.purged = Some(upto);
-        }
-        if self.mark.synced.is_none_or(|synced| synced.index < upto.index) {
-            self.mark.synced = Some(upto);
-        }
-        self.write_mark(rounds)?;
-        rounds.purge_to = rounds.purge_to.max(upto.index + 1);
-        Ok(())
-    }
-
-    fn purge_slice(&self, rounds: &mut Rounds) -> io::Result<()> {
-        if rounds.purge_from < rounds.purge_to {
-            let to = rounds.purge_to.min(rounds.purge_from + PURGE_SLICE);
-            self.tree.remove(rounds.purge_from, to)?;
-            rounds.purge_from = to;
-        }
-        Ok(())
-    }
-
-    fn write_mark(&mut self, rounds: &mut Rounds) -> io::Result<()> {
-        let synced = self.mark.synced;
-        let committed = self.memory().committed;
-        // Of what is committed only as much as is surely here.
-        self.mark.committed = match (committed, synced) {
-            (Some(committed), Some(synced)) if committed.index <= synced.index => Some(committed),
-            (Some(_), Some(_)) | (None, _) | (_, None) => self.mark.committed,
-        };
-        if self.mark != rounds.mark_written {
-            self.mark_file.write(&self.mark)?;
-            rounds.mark_written = self.mark;
-        }
-        rounds.mark_written_at = self.options.clock.monotonic();
-        Ok(())
-    }
+/// Turns a panic into an error.
+fn caught(run: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+        Err(io::Error::other("the log's writer panicked; its message is on standard error"))
+    })
 }
