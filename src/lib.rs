@@ -31,3 +31,8 @@ pub mod service;
 pub mod state;
 pub mod store;
 pub mod time;
+
+/// The README's Rust is compiled with the documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

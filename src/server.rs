@@ -171,7 +171,7 @@ impl Server {
         if let Binding::Bound { cluster, .. } = &identity.identity().binding {
             peers.bind(*cluster);
         }
-        let genesis = cluster::genesis(identity, config.peers.seeds(), peers.clone());
+        let genesis = cluster::prepare(identity, config.peers.seeds(), peers.clone());
         let refused = metrics.clone();
         let on_refused = Arc::new(move |reason| refused.peer_refused(reason));
         let host = Host::new(peers.clone(), snapshots.clone(), genesis.published(), on_refused);

@@ -40,7 +40,7 @@ impl BindingStore for IdentityFile {
 }
 
 /// The genesis of a node with this identity, among these seeds.
-pub fn genesis(identity: IdentityFile, seeds: Vec<String>, peers: Arc<raft::Peers>) -> Genesis<IdentityFile> {
+pub fn prepare(identity: IdentityFile, seeds: Vec<String>, peers: Arc<raft::Peers>) -> Genesis<IdentityFile> {
     Genesis::new(identity, seeds, Arc::new(RaftPeers(peers)), Options::default())
 }
 

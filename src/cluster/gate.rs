@@ -1,6 +1,6 @@
 //! Genesis' gate, at work: the leader proposes `Open` once every voter has acknowledged an entry of a leader.
 //!
-//! The rule is [`gate_open`](super::genesis::gate_open); that nothing is written before is the state's ([`Operation::Open`]). A leader
+//! The rule is [`gate_open`]; that nothing is written before is the state's ([`Operation::Open`]). A leader
 //! whose state is open asks no more.
 
 use std::{sync::Arc, time::Duration};

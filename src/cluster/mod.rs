@@ -6,7 +6,8 @@
 //! # Reading order
 //! - [`slot`]: the names of places, and the list of peers.
 //! - [`genesis`]: the decision, pure. The heart; start there.
-//! - [`run`]: the loop around it that asks, saves and publishes.
+//! - [`run`]: the loop around it that asks, saves and publishes; `founding` puts the real file and network behind it.
+//! - [`gate`]: the leader opens the cluster once every founder has acknowledged an entry.
 //!
 //! # Not here
 //! The record on disk (`store::identity`), what peers check on each call (`raft::handshake`), and, in this release, joining,
@@ -18,4 +19,4 @@ pub mod genesis;
 pub mod run;
 pub mod slot;
 
-pub use founding::{genesis, until_given_up};
+pub use founding::{prepare, until_given_up};

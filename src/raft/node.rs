@@ -229,7 +229,7 @@ impl Node {
         Some(NodeRef { id, slot: node.slot.clone() })
     }
 
-    /// Proposes an encoded command here. See [`Proposer`] for what its errors mean.
+    /// Proposes an encoded command here. The errors say whether it may have been applied.
     ///
     /// # Errors
     /// `NotLeader` at once if this node does not lead; `ResourceExhausted` while the disk is full.

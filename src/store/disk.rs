@@ -100,11 +100,13 @@ impl SpaceWatch {
         if free < reserve {
             // Not there: it was given back before.
             let _ = fs::remove_file(&path);
-        } else if reserve > 0 && free >= resume_at.saturating_add(reserve) && !path.exists() {
-            if let Err(error) = make_reserve(&path, reserve) {
-                tracing::warn!(%error, "cannot make the reserve file");
-                let _ = fs::remove_file(&path);
-            }
+        } else if reserve > 0
+            && free >= resume_at.saturating_add(reserve)
+            && !path.exists()
+            && let Err(error) = make_reserve(&path, reserve)
+        {
+            tracing::warn!(%error, "cannot make the reserve file");
+            let _ = fs::remove_file(&path);
         }
     }
 }

@@ -76,11 +76,16 @@ struct FakePeers {
     net: Arc<Net>,
 }
 
+/// A latency of the pretended network, on the paused clock.
+async fn delay(pause: Duration) {
+    let _ = tokio::time::timeout(pause, std::future::pending::<()>()).await;
+}
+
 #[async_trait]
 impl Peers for FakePeers {
     async fn hello(&self, slot: &str) -> Result<SeedAnswer, String> {
         let pause = Duration::from_secs_f64(self.net.roll(0.0..0.1));
-        tokio::time::sleep(pause).await;
+        delay(pause).await;
         let lost = self.net.roll(0.0..1.0) < self.net.loss.lock().unwrap().0;
         if lost || self.net.cut.lock().unwrap().contains(&(self.me.clone(), slot.into())) {
             std::future::pending::<()>().await;
@@ -90,7 +95,7 @@ impl Peers for FakePeers {
         };
         let identity = published.borrow().clone();
         // The answer may take longer than the seed stays as it is.
-        tokio::time::sleep(pause).await;
+        delay(pause).await;
         Ok(SeedAnswer { slot: identity.slot, incarnation: identity.incarnation, binding: identity.binding })
     }
 }

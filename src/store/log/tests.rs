@@ -47,7 +47,7 @@ fn at(term: u64, index: u64) -> Position {
 }
 
 fn vote(term: u64) -> VoteRecord {
-    VoteRecord { term, node: 5, committed: term % 2 == 0 }
+    VoteRecord { term, node: 5, committed: term.is_multiple_of(2) }
 }
 
 fn options(dir: &TempDir) -> LogOptions {
@@ -472,7 +472,8 @@ fn a_log_below_its_mark_is_refused_and_says_what_is_missing() {
 
 #[test]
 fn damage_at_or_below_the_mark_or_with_entries_behind_it_is_refused() {
-    let operations: [(&str, fn(&Tree)); 4] = [
+    type Operation = fn(&Tree);
+    let operations: [(&str, Operation); 4] = [
         ("missing", |tree| tree.remove(&record::key(0, 4, 0)).unwrap()),
         ("short", |tree| tree.insert(4, 0, b"x").unwrap()),
         ("extra part", |tree| tree.insert(4, 1, b"x").unwrap()),

@@ -32,8 +32,10 @@ pub(super) struct Writer {
     on_sync: Option<OnSync>,
     /// Taken from the queue and not begun.
     batch: VecDeque<Op>,
+    /// Taken up, and waiting for the sync of what came before.
+    next: Option<Done>,
     /// Begun, and not yet synced.
-    pending: Vec<Done>,
+    pending: VecDeque<Done>,
     /// Something went into the database that is to be synced.
     dirty: bool,
     /// What the next sync covers.
@@ -64,7 +66,8 @@ impl Writer {
             clock,
             on_sync,
             batch: VecDeque::new(),
-            pending: Vec::new(),
+            next: None,
+            pending: VecDeque::new(),
             dirty: false,
             report: SyncReport::default(),
             inserted: mark.synced,
@@ -106,24 +109,21 @@ impl Writer {
     fn execute(&mut self, op: Op) -> io::Result<()> {
         match op {
             Op::Append { records, epoch, starts_at, done } => {
-                self.pending.push(done);
+                self.pending.push_back(done);
                 self.append(&records, epoch, starts_at)
             }
             Op::Vote { vote, done } => {
-                self.sync()?;
-                self.pending.push(done);
+                self.sync_before(done)?;
                 self.vote.write(vote)?;
                 locked(&self.shared.memory).vote = Some(vote);
                 self.sync()
             }
             Op::Truncate { keep, done } => {
-                self.sync()?;
-                self.pending.push(done);
+                self.sync_before(done)?;
                 self.truncate(keep)
             }
             Op::Purge { upto, done } => {
-                self.sync()?;
-                self.pending.push(done);
+                self.sync_before(done)?;
                 self.purge(upto)
             }
             Op::Committed(committed) => {
@@ -222,9 +222,18 @@ impl Writer {
             }
         }
         self.shared.marker.raise(self.inserted, self.committed);
-        for done in self.pending.drain(..) {
+        while let Some(done) = self.pending.pop_front() {
             done(Ok(()));
         }
+        Ok(())
+    }
+
+    /// Makes everything so far durable and reports it; what is begun then is `done` after the next sync.
+    fn sync_before(&mut self, done: Done) -> io::Result<()> {
+        // Kept where `fail` finds it.
+        self.next = Some(done);
+        self.sync()?;
+        self.pending.extend(self.next.take());
         Ok(())
     }
 
@@ -240,7 +249,7 @@ impl Writer {
             | Op::Purge { done, .. } => Some(done),
             Op::Committed(_) => None,
         });
-        for done in self.pending.into_iter().chain(queued) {
+        for done in self.pending.into_iter().chain(self.next).chain(queued) {
             // One callback that panics must not keep the others from hearing of it.
             let _ = caught(|| {
                 done(Err(failure.error()));
