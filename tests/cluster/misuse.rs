@@ -172,12 +172,13 @@ async fn the_identity_of_a_newer_release_and_a_damaged_one_are_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_file_is_refused_or_harmless_and_never_a_silent_loss() {
     let _machine = alone().await;
-    let options = Options { nodes: 1, args: vec!["--snapshot-log-bytes".into(), "200000".into()] };
+    let options = Options { nodes: 1, args: vec!["--snapshot-log-bytes".into(), (1 << 20).to_string()] };
     let mut cluster = Cluster::start(&options).await;
-    let keys = 400_u32;
+    let keys = 1500_u32;
     let value = |key: u32| format!("{key}-{}", "v".repeat(1000));
-    for key in 0..keys {
-        cluster.client(0).set(key.to_string(), value(key)).await.unwrap();
+    let pairs: Vec<_> = (0..keys).map(|key| (key.to_string().into(), value(key).into())).collect();
+    for batch in pairs.chunks(100) {
+        cluster.client(0).set_all(batch.to_vec()).await.unwrap();
     }
     eventually("a snapshot", SOON * 3, async || match cluster.status(0).await?.snapshot_index {
         0 => Err("none yet".to_owned()),
@@ -218,8 +219,9 @@ async fn a_damaged_file_is_refused_or_harmless_and_never_a_silent_loss() {
                 continue;
             }
             println!("{}: harmless", files[damaged].display());
+            let client = cluster.client(0);
             for key in 0..keys {
-                let found = cluster.client(0).get(key.to_string()).await.unwrap();
+                let found = client.get(key.to_string()).await.unwrap();
                 assert_eq!(found, Some(value(key).into()), "{key} with {} damaged", files[damaged].display());
             }
             cluster.nodes[0].kill();

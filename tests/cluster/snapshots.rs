@@ -9,7 +9,7 @@ use crate::harness::{Cluster, Options, alone, eventually};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_behind_the_log_comes_back_by_snapshot() {
     let _machine = alone().await;
-    let mut cluster = Cluster::start(&Options::with("--snapshot-log-bytes", 512 * 1024)).await;
+    let mut cluster = Cluster::start(&Options::with("--snapshot-log-bytes", 1 << 20)).await;
     let leader = cluster.leader().await;
     let behind = (leader + 1) % 3;
     let at_kill = cluster.status(behind).await.unwrap().last_log_index;

@@ -11,11 +11,15 @@ use std::{
     },
 };
 
+use bytes::Bytes;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::store::files::SyncTarget;
+use crate::store::{
+    disk::SpaceProbe,
+    files::{FileSyncer, SyncTarget, Syncer},
+};
 
 const INCARNATION: Uuid = Uuid::from_u128(77);
 
