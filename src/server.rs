@@ -13,7 +13,6 @@ use tokio::{
     net::TcpListener,
     sync::watch,
     task::{JoinHandle, JoinSet},
-    time::timeout,
 };
 use tonic::transport::server::TcpIncoming;
 
@@ -67,7 +66,7 @@ impl Listeners {
 
 async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|e| {
-        Error::Invalid(format!(
+        Error::Unavailable(format!(
             "cannot listen on {address}: {e}; choose another address with {flag}, or stop what uses it"
         ))
     })
@@ -90,7 +89,7 @@ pub struct Server {
     /// Ends genesis and the duties.
     joining: JoinHandle<()>,
     serving: JoinSet<Result<()>>,
-    stop_peers: watch::Sender<bool>,
+    serving_clients: JoinHandle<Result<()>>,
     stop_clients: watch::Sender<bool>,
     ended: watch::Receiver<Option<Ended>>,
 }
@@ -178,15 +177,15 @@ impl Server {
         let view = NodeView::new(host.clone(), peers.clone(), genesis.waiting());
         let cache = LateCache::new(genesis.waiting());
 
-        let (stop_peers, stop_clients) = (watch::Sender::new(false), watch::Sender::new(false));
+        let stop_clients = watch::Sender::new(false);
         let mut serving = JoinSet::new();
-        serving.spawn(serve_peers(listeners.peer, host.clone(), stopped(&stop_peers)));
+        serving.spawn(serve_peers(listeners.peer, host.clone()));
         let deps = api::http::Deps { cluster: view.clone(), metrics: metrics.clone() };
-        serving.spawn(api::http::serve(listeners.http, deps, stopped(&stop_peers)));
+        serving.spawn(api::http::serve(listeners.http, deps, std::future::pending()));
         let limits = api::grpc::Limits { drain: DRAIN, ..api::grpc::Limits::default() };
         let deps =
             api::grpc::Deps { cache: cache.clone(), cluster: view.clone(), metrics: metrics.clone(), limits };
-        serving.spawn(api::grpc::serve(listeners.client, deps, stopped(&stop_clients)));
+        let serving_clients = tokio::spawn(api::grpc::serve(listeners.client, deps, stopped(&stop_clients)));
 
         let (end, ended) = watch::channel(None);
         let start = Start {
@@ -204,7 +203,7 @@ impl Server {
             let how = start.run(genesis).await.unwrap_or_else(Ended::Failed);
             end.send_replace(Some(how));
         });
-        Ok(Self { view, host, log, joining, serving, stop_peers, stop_clients, ended })
+        Ok(Self { view, host, log, joining, serving, serving_clients, stop_clients, ended })
     }
 
     /// What the node knows of itself and its cluster.
@@ -240,13 +239,11 @@ impl Server {
         if let Some(node) = &node {
             node.retire_from_leading(hand_over).await;
         }
-        self.stop_clients.send_replace(true);
-        self.stop_peers.send_replace(true);
         self.joining.abort();
-        let drained = timeout(DRAIN, async { while self.serving.join_next().await.is_some() {} }).await;
-        if drained.is_err() {
-            tracing::warn!("some connections did not end in time and were closed");
-        }
+        self.stop_clients.send_replace(true);
+        // The API ends by itself: it waits for requests under way, at most `DRAIN`.
+        let _ = (&mut self.serving_clients).await;
+        // Nobody needs our answers any more; peers' streams never end by themselves.
         self.serving.shutdown().await;
         match node {
             Some(node) => node.shutdown().await,
@@ -258,11 +255,8 @@ impl Server {
     }
 }
 
-async fn serve_peers(
-    listener: TcpListener,
-    host: Arc<Host>,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> Result<()> {
+/// Never ends by itself: peers' streams last as long as the node.
+async fn serve_peers(listener: TcpListener, host: Arc<Host>) -> Result<()> {
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(2)))
         .http2_keepalive_timeout(Some(Duration::from_secs(2)))
@@ -271,7 +265,7 @@ async fn serve_peers(
         .add_service(raft::service(host))
         // Set here and not on the builder, which leaves accepted sockets of ours alone: without it a follower's answers wait
         // 40 ms for the leader's delayed acknowledgements.
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop)
+        .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
         .await
         .map_err(|e| Error::Unavailable(format!("the peer port failed: {e}")))
 }

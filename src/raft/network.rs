@@ -133,6 +133,10 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         Box::pin(async move {
+            let mut input = input;
+            // openraft waits out its backoff in the first request: a call opened before it would be tried again at once, for ever.
+            let Some(first) = input.next().await else { return Ok(futures::stream::empty().boxed()) };
+            let input = futures::stream::iter([first]).chain(input);
             let mut client = self.client(self.lane)?;
             let mut header = Some(self.peers.header(self.target));
             let requests = input.map(move |request| convert::append_to_pb(request, header.take()));

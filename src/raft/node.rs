@@ -26,6 +26,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
     convert,
+    hello::hello,
     log_storage::LogStorage,
     network::NetworkFactory,
     peers::{Lane, Peers},
@@ -41,6 +42,9 @@ use crate::{
     store::{Log, Snapshots},
     time::Clock,
 };
+
+/// How often candidates for leadership are asked whether they may lead.
+const WILLING_ROUND: Duration = Duration::from_millis(20);
 
 /// How a node runs.
 #[derive(Debug, Clone)]
@@ -335,10 +339,11 @@ impl Node {
         if !self.is_leader() {
             return Err(Error::NotLeader { leader: self.leader() });
         }
-        let target = self.transfer_target(slot)?;
-        if target.id == self.peers.myself().raft_id {
-            return Ok(target);
+        let candidates = self.transfer_candidates(slot)?;
+        if candidates[0].id == self.peers.myself().raft_id {
+            return Ok(candidates[0].clone());
         }
+        let target = self.willing(&candidates).await?;
         self.wait_caught_up(&target).await?;
         let stopped = |_| Error::Shutdown;
         self.raft.trigger().transfer_leader(target.id).await.map_err(stopped)?;
@@ -359,23 +364,51 @@ impl Node {
         }
     }
 
-    fn transfer_target(&self, slot: &str) -> Result<NodeRef> {
+    /// Who may lead next, the most caught-up first; never empty.
+    fn transfer_candidates(&self, slot: &str) -> Result<Vec<NodeRef>> {
         let metrics = self.metrics();
         let me = self.peers.myself().raft_id;
-        let voters = metrics.membership_config.voter_ids().filter_map(|id| self.node_ref(id));
+        let mut voters: Vec<NodeRef> =
+            metrics.membership_config.voter_ids().filter_map(|id| self.node_ref(id)).collect();
         if !slot.is_empty() {
-            let mut voters = voters;
-            return voters.find(|v| v.slot == slot).ok_or_else(|| {
-                Error::Invalid(format!(
+            voters.retain(|voter| voter.slot == slot);
+            if voters.is_empty() {
+                return Err(Error::Invalid(format!(
                     "slot {slot:?} is not a voter; see `larder members` for those that are"
-                ))
-            });
+                )));
+            }
+            return Ok(voters);
+        }
+        voters.retain(|voter| voter.id != me);
+        if voters.is_empty() {
+            return Err(Error::Invalid("there is no other voter to lead".into()));
         }
         let matched = metrics.replication.unwrap_or_default();
-        voters
-            .filter(|voter| voter.id != me)
-            .max_by_key(|voter| matched.get(&voter.id).cloned().flatten().map(|id| id.index))
-            .ok_or_else(|| Error::Invalid("there is no other voter to lead".into()))
+        let index = |voter: &NodeRef| matched.get(&voter.id).cloned().flatten().map(|id| id.index);
+        voters.sort_by_key(|voter| std::cmp::Reverse(index(voter)));
+        Ok(voters)
+    }
+
+    /// The first candidate that says that it may lead now. One that has just started may not for a moment, and is waited for.
+    async fn willing(&self, candidates: &[NodeRef]) -> Result<NodeRef> {
+        let patience = Duration::from_millis(self.options.election_timeout_max_ms);
+        let deadline = Instant::now() + patience;
+        loop {
+            for candidate in candidates {
+                if let Ok(answer) = hello(&self.peers, &candidate.slot).await
+                    && answer.from.raft_id == candidate.id
+                    && answer.votes
+                {
+                    return Ok(candidate.clone());
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::Unavailable(
+                    "no other voter can lead at the moment; nothing was changed".into(),
+                ));
+            }
+            tokio::time::sleep(WILLING_ROUND).await;
+        }
     }
 
     /// A transfer cannot be taken back: only to a voter that answers and has everything this node had when asked.
