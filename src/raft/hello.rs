@@ -33,8 +33,8 @@ pub struct HelloAnswer {
     pub leader: Option<u64>,
     /// Where its clients connect.
     pub client_address: String,
-    /// Whether it votes and may lead: not shortly after a start, and not while it is stopping.
-    pub votes: bool,
+    /// Whether it may lead: not shortly after a start, and not while it is stopping.
+    pub may_lead: bool,
 }
 
 pub(super) fn answer(host: &Host) -> pb::HelloResponse {
@@ -69,7 +69,7 @@ pub(super) fn answer(host: &Host) -> pb::HelloResponse {
         leader: node.and_then(|n| n.leader()).map_or(0, |leader| leader.id),
         last_log_index: node.and_then(|n| n.log().last()).map_or(0, |at| at.index),
         members: members.unwrap_or_default(),
-        votes: node.is_some_and(|node| !node.is_quiet()),
+        may_lead: node.is_some_and(|node| node.may_lead()),
     }
 }
 
@@ -99,7 +99,7 @@ pub async fn hello(peers: &Peers, slot: &str) -> Result<HelloAnswer, String> {
         last_log_index: answer.last_log_index,
         leader: (answer.leader != 0).then_some(answer.leader),
         client_address: header.client_address,
-        votes: answer.votes,
+        may_lead: answer.may_lead,
     })
 }
 

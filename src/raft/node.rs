@@ -212,7 +212,12 @@ impl Node {
 
     /// Whether the node was started so recently that it must not vote: see the module's head.
     pub(crate) fn is_quiet(&self) -> bool {
-        Instant::now() < self.quiet_until || self.stopping.load(Ordering::Acquire)
+        Instant::now() < self.quiet_until
+    }
+
+    /// Whether the node may lead. One that is stopping still votes: its vote may be the one that the next leader needs.
+    pub(crate) fn may_lead(&self) -> bool {
+        !self.is_quiet() && !self.stopping.load(Ordering::Acquire)
     }
 
     pub(crate) fn metrics(&self) -> RaftMetrics<TypeConfig> {
@@ -397,7 +402,7 @@ impl Node {
             for candidate in candidates {
                 if let Ok(answer) = hello(&self.peers, &candidate.slot).await
                     && answer.from.raft_id == candidate.id
-                    && answer.votes
+                    && answer.may_lead
                 {
                     return Ok(candidate.clone());
                 }

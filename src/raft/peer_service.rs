@@ -249,7 +249,12 @@ impl peer_server::Peer for PeerService {
     ) -> Result<Response<pb::TransferLeaderResponse>, Status> {
         let mut request = request.into_inner();
         self.host.admit(request.header.take()).map_err(|s| *s)?;
-        let node = self.host.voting().map_err(|s| *s)?;
+        let node = self.host.running().map_err(|s| *s)?;
+        if !node.may_lead() {
+            return Err(self
+                .host
+                .refuse_quietly("this node has just started, or is stopping, and does not lead now"));
+        }
         let from = convert::vote_from_pb(request.from_leader).map_err(malformed)?;
         let last = request.last_log.map(convert::log_id_from_pb);
         let transfer = TransferLeaderRequest::<TypeConfig>::new(from, request.to, last);

@@ -4,11 +4,12 @@
 //! much of what a damaged file can contain, and a panic here is an error like any other.
 
 use std::{
+    cell::Cell,
     fs::{self, File},
     io,
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::{self, AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Once},
     thread,
     time::Duration,
 };
@@ -41,9 +42,31 @@ pub(super) struct Tree {
     syncer: Arc<dyn Syncer>,
 }
 
+thread_local! {
+    /// This thread is inside of sled: a panic now becomes an error, and is reported as one.
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Keeps the panics that are caught here off the terminal: what they mean is said in a sentence by whoever gets the error.
+fn silence_guarded_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let report = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !GUARDED.get() {
+                report(info);
+            }
+        }));
+    });
+}
+
 /// Turns a panic into an error.
 fn guarded<T>(what: &str, run: impl FnOnce() -> sled::Result<T>) -> io::Result<T> {
-    match catch_unwind(AssertUnwindSafe(run)) {
+    silence_guarded_panics();
+    GUARDED.set(true);
+    let result = catch_unwind(AssertUnwindSafe(run));
+    GUARDED.set(false);
+    match result {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(sled::Error::Io(e))) => Err(e),
         Ok(Err(e)) => {
