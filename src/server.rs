@@ -265,7 +265,12 @@ async fn serve_peers(listener: TcpListener, host: Arc<Host>) -> Result<()> {
         .add_service(raft::service(host))
         // Set here and not on the builder, which leaves accepted sockets of ours alone: without it a follower's answers wait
         // 40 ms for the leader's delayed acknowledgements.
-        .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
+        // With a signal, though it never comes: connections watch it, so that they end with this task, and none goes on answering
+        // for a node that is gone.
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            std::future::pending(),
+        )
         .await
         .map_err(|e| Error::Unavailable(format!("the peer port failed: {e}")))
 }

@@ -77,6 +77,16 @@ pub(crate) fn vote_from_pb(vote: Option<pb::VoteId>) -> Result<Vote, Malformed> 
     Ok(from_vote_record(VoteRecord { term: vote.term, node: vote.node, committed: vote.committed }))
 }
 
+/// The vote of somebody who says that it leads.
+pub(crate) fn leaders_vote_from_pb(vote: Option<pb::VoteId>) -> Result<Vote, Malformed> {
+    let vote = vote_from_pb(vote)?;
+    if vote.committed {
+        Ok(vote)
+    } else {
+        Err(malformed("vote", "a leader's vote is one that a quorum granted"))
+    }
+}
+
 pub(crate) fn log_id_to_pb(id: &LogId) -> pb::LogId {
     pb::LogId { term: id.leader_id.term, index: id.index }
 }
@@ -234,7 +244,7 @@ pub(crate) fn append_from_pb(
         })
         .collect::<Result<Vec<_>, Malformed>>()?;
     // openraft takes for granted that entries follow one another; a peer must not be able to break that.
-    let mut next = request.previous.map(|id| id.index + 1);
+    let mut next = request.previous.and_then(|id| id.index.checked_add(1));
     for entry in &entries {
         if next.is_some_and(|next| next != entry.log_id.index) {
             return Err(malformed(
@@ -245,7 +255,7 @@ pub(crate) fn append_from_pb(
         next = entry.log_id.index.checked_add(1);
     }
     Ok(AppendEntriesRequest {
-        vote: vote_from_pb(request.vote)?,
+        vote: leaders_vote_from_pb(request.vote)?,
         prev_log_id: request.previous.map(log_id_from_pb),
         entries,
         leader_commit: request.leader_commit.map(log_id_from_pb),

@@ -37,6 +37,7 @@ pub use hello::{HelloAnswer, hello};
 pub use node::{Hooks, Node, Options, founders};
 pub use peer_service::{Host, MAX_FORWARDED, PeerService, service};
 pub use peers::{Directory, FEATURE_LEVEL, GROUP, Myself, Peers};
+pub use proposer::Place;
 pub use reader::{ReadIndex, Round};
 pub use report::{Member, NodeMetrics, Role};
 pub use state_machine::{SharedState, SnapshotEvent};

@@ -85,8 +85,6 @@ pub struct Node {
     /// Rounds on this node only: what peers ask for.
     local_rounds: ReadIndex,
     quiet_until: Instant,
-    /// The disk has room for writes; refreshed by the duties.
-    disk_has_room: AtomicBool,
     stopping: AtomicBool,
 }
 
@@ -159,7 +157,6 @@ impl Node {
             proposer,
             local_rounds,
             quiet_until: Instant::now() + Duration::from_millis(quiet),
-            disk_has_room: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
         });
         node.found().await?;
@@ -167,8 +164,10 @@ impl Node {
             let waking = node.clone();
             tokio::spawn(async move {
                 tokio::time::sleep_until(waking.quiet_until).await;
-                if !waking.stopping.load(Ordering::Acquire) {
-                    waking.raft.runtime_config().elect(true);
+                waking.raft.runtime_config().elect(true);
+                // Looked at afterwards: whoever stops the node meanwhile switches elections off before or after this.
+                if waking.stopping.load(Ordering::Acquire) {
+                    waking.raft.runtime_config().elect(false);
                 }
             });
         }
@@ -243,7 +242,7 @@ impl Node {
     /// # Errors
     /// `NotLeader` at once if this node does not lead; `ResourceExhausted` while the disk is full.
     pub async fn propose(&self, command: Bytes, deadline: Instant) -> Result<Applied> {
-        if !self.disk_has_room.load(Ordering::Relaxed) {
+        if !self.log.free_space_ok() {
             return Err(Error::ResourceExhausted(
                 "the leader's disk is nearly full; free space on it, and writes resume by themselves".into(),
             ));
@@ -435,17 +434,6 @@ impl Node {
             .await
             .map_err(|_| Error::Unavailable(format!("{target} is too far behind; nothing was changed")))?;
         Ok(())
-    }
-
-    /// Tells the node whether the disk has room for writes.
-    pub fn set_disk_has_room(&self, room: bool) {
-        if self.disk_has_room.swap(room, Ordering::Relaxed) != room {
-            if room {
-                tracing::info!("the disk has room again: writes are taken");
-            } else {
-                tracing::error!("the disk is nearly full: writes are refused until space is freed");
-            }
-        }
     }
 
     /// No more elections from here on, and, if asked, leadership handed over if there is anybody to take it.

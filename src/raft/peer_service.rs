@@ -13,7 +13,10 @@ use std::{
 };
 
 use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
-use openraft::{Snapshot, raft::TransferLeaderRequest};
+use openraft::{
+    Snapshot,
+    raft::{AppendEntriesRequest, TransferLeaderRequest},
+};
 use tokio::{sync::watch, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -24,13 +27,13 @@ use super::{
     hello,
     node::{Node, error_to_pb, read_index_to_pb},
     peers::{GROUP, MAX_MESSAGE_BYTES, Peers},
-    state_machine::{SnapshotDir, meta_of_file},
+    state_machine::{SnapshotDir, meta_of, meta_of_file},
     types::TypeConfig,
 };
 use crate::{
     error::{Error, Result},
     proto::raft::{self as pb, peer_server},
-    state,
+    state::{self, SnapshotDecoder},
     store::{Binding, Identity, Position, SnapshotEnd, Snapshots},
 };
 
@@ -331,8 +334,13 @@ async fn append(
     host.admit(first.header.take()).map_err(|s| *s)?;
     let node = host.running().map_err(|s| *s)?.clone();
     let frames = futures::stream::iter([Ok(first)]).chain(frames);
-    // A frame that cannot be read ends the stream: the sender starts over from what was acknowledged.
-    let requests = frames.scan((), |(), frame| ready_or_end(frame.map(convert::append_from_pb)));
+    // A frame that cannot be read ends the stream: the sender starts over from what was acknowledged. So does one with entries while there is no
+    // room for them: this follower lags, and goes on hearing heartbeats, instead of meeting a full disk, which would stop it.
+    let log = node.log().clone();
+    let requests = frames.scan((), move |(), frame| {
+        let full = !log.free_space_ok();
+        ready_or_end(frame.map(convert::append_from_pb), full)
+    });
     let (tx, rx) = tokio::sync::mpsc::channel(APPEND_ANSWERS_AHEAD);
     // openraft's stream borrows its handle, so a task holds both; it ends with either side of the stream.
     tokio::spawn(async move {
@@ -347,10 +355,12 @@ async fn append(
     Ok(ReceiverStream::new(rx))
 }
 
-fn ready_or_end<T>(
-    frame: Result<std::result::Result<T, convert::Malformed>, Status>,
-) -> std::future::Ready<Option<T>> {
+fn ready_or_end(
+    frame: Result<std::result::Result<AppendEntriesRequest<TypeConfig>, convert::Malformed>, Status>,
+    disk_is_full: bool,
+) -> std::future::Ready<Option<AppendEntriesRequest<TypeConfig>>> {
     std::future::ready(match frame {
+        Ok(Ok(request)) if disk_is_full && !request.entries.is_empty() => None,
         Ok(Ok(request)) => Some(request),
         Ok(Err(error)) => {
             tracing::warn!(%error, "append stream ended");
@@ -383,7 +393,10 @@ async fn receive_snapshot(
     };
     host.admit(head.header.take()).map_err(|s| *s)?;
     let node = host.running().map_err(|s| *s)?.clone();
-    let vote = convert::vote_from_pb(head.vote).map_err(malformed)?;
+    let vote = convert::leaders_vote_from_pb(head.vote).map_err(malformed)?;
+    if head.last.is_some_and(|last| last.term > vote.leader_id.term) {
+        return Err(malformed("a snapshot of a later term than its leader's"));
+    }
     let position = |id: pb::LogId| Position { term: id.term, index: id.index };
     let dir = SnapshotDir { snapshots: host.snapshots.clone(), peers: host.peers.clone() };
     let file_head = dir
@@ -391,14 +404,31 @@ async fn receive_snapshot(
         .map_err(malformed)?;
     let meta = meta_of_file(&file_head).map_err(malformed)?;
     let (tx, mut rx) = tokio::sync::mpsc::channel(4);
-    let writer = tokio::task::spawn_blocking(move || {
-        let mut writer = dir.snapshots.begin(file_head)?;
+    let expected = meta.clone();
+    let log = node.log().clone();
+    let writer = tokio::task::spawn_blocking(move || -> std::result::Result<_, Status> {
+        let mut writer = dir.snapshots.begin(file_head).map_err(internal)?;
+        // Decoded on its way, before it takes the place of the one that is here: this release may not know a section of it.
+        let mut decoder = SnapshotDecoder::new();
         while let Some(chunk) = rx.blocking_recv() {
             match chunk {
-                Chunk::Block(block) => writer.write_raw_block(block)?,
+                Chunk::Block(block) => {
+                    if !log.has_room_for(block.len() as u64) {
+                        return Err(Status::resource_exhausted(
+                            "this node's disk has no room for the snapshot",
+                        ));
+                    }
+                    for section in writer.write_raw_block(block).map_err(internal)? {
+                        decoder.push(section).map_err(malformed)?;
+                    }
+                }
                 Chunk::End(pb::SnapshotEnd { blocks, crc32c: checksum, uncompressed }) => {
                     let end = SnapshotEnd { blocks, checksum, uncompressed };
-                    return writer.finish_received(end).map(Some);
+                    let machine = decoder.finish().map_err(malformed)?;
+                    if meta_of(&machine).map_err(malformed)? != expected {
+                        return Err(malformed("a snapshot whose head is not that of its content"));
+                    }
+                    return writer.finish_received(end).map(Some).map_err(internal);
                 }
                 Chunk::Head(_) => return Ok(None),
             }
@@ -414,8 +444,7 @@ async fn receive_snapshot(
     drop(tx);
     let file = writer
         .await
-        .map_err(internal)?
-        .map_err(|e: crate::store::StoreError| internal(e))?
+        .map_err(internal)??
         .ok_or_else(|| malformed("the snapshot stream ended before its end"))?;
     let answer =
         node.raft().install_full_snapshot(vote, Snapshot { meta, snapshot: file }).await.map_err(internal)?;

@@ -45,14 +45,47 @@ const MAX_ENTRY_COMMANDS: usize = 1024;
 /// How often a parked entry is tried again: a lease comes with the next heartbeat.
 const PARK: Duration = Duration::from_millis(10);
 
-/// Where a command is between its caller and the proposer.
 const QUEUED: u8 = 0;
 const TAKEN: u8 = 1;
 const ABANDONED: u8 = 2;
 
+/// Where a command is between its caller and whoever sends it on: queued, and then either taken or abandoned, by one atomic step.
+#[derive(Debug, Clone, Default)]
+pub struct Place(Arc<AtomicU8>);
+
+impl Place {
+    /// True if the command goes on; false if its caller has given it up.
+    pub fn take(&self) -> bool {
+        self.0.compare_exchange(QUEUED, TAKEN, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// True if the command surely was not and will not be sent on.
+    pub fn abandon(&self) -> bool {
+        self.0.compare_exchange(QUEUED, ABANDONED, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// What a caller knows that has waited for its answer too long.
+    pub fn late(&self) -> Error {
+        if self.abandon() {
+            Error::DeadlineExceeded("it was still waiting for its turn".into())
+        } else {
+            Error::OutcomeUnknown("the deadline passed while the write was on its way".into())
+        }
+    }
+
+    /// What a caller knows whose answer will never come, because the node is stopping.
+    pub fn stopped(&self) -> Error {
+        if self.abandon() {
+            Error::Shutdown
+        } else {
+            Error::OutcomeUnknown("the node stopped while the write was on its way".into())
+        }
+    }
+}
+
 struct Queued {
     command: Bytes,
-    place: Arc<AtomicU8>,
+    place: Place,
     deadline: Instant,
     reply: oneshot::Sender<Result<Applied>>,
     /// Room in the queue, given back when the command is taken.
@@ -91,7 +124,7 @@ impl Proposer {
         let bytes = u32::try_from(command.len().max(1)).map_err(|_| full())?;
         let room = self.room.clone().try_acquire_many_owned(bytes).map_err(|_| full())?;
         let (reply, answer) = oneshot::channel();
-        let place = Arc::new(AtomicU8::new(QUEUED));
+        let place = Place::default();
         let queued = Queued { command, place: place.clone(), deadline, reply, _room: room };
         self.queue.try_send(queued).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => full(),
@@ -99,36 +132,10 @@ impl Proposer {
         })?;
         match timeout_at(deadline, answer).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(stopped(&place)),
-            Err(_) => Err(late(&place)),
+            Ok(Err(_)) => Err(place.stopped()),
+            Err(_) => Err(place.late()),
         }
     }
-}
-
-/// The proposer dropped the command without an answer: the node is stopping.
-fn stopped(place: &AtomicU8) -> Error {
-    if abandon(place) {
-        Error::Shutdown
-    } else {
-        Error::OutcomeUnknown("the node stopped while the write was on its way".into())
-    }
-}
-
-fn late(place: &AtomicU8) -> Error {
-    if abandon(place) {
-        Error::DeadlineExceeded("the proposer did not get to it".into())
-    } else {
-        Error::OutcomeUnknown("the deadline passed while the write was on its way".into())
-    }
-}
-
-/// True if the command surely was not and will not be proposed.
-fn abandon(place: &AtomicU8) -> bool {
-    place.compare_exchange(QUEUED, ABANDONED, Ordering::AcqRel, Ordering::Acquire).is_ok()
-}
-
-fn take(queued: &Queued) -> bool {
-    queued.place.compare_exchange(QUEUED, TAKEN, Ordering::AcqRel, Ordering::Acquire).is_ok()
 }
 
 struct Task {
@@ -185,7 +192,7 @@ fn gather(first: Queued, queue: &mut mpsc::Receiver<Queued>) -> (Vec<Queued>, Op
             return (batch, Some(queued));
         }
         // A caller that no longer waits is not worth a place in the log.
-        if !queued.reply.is_closed() && take(&queued) {
+        if !queued.reply.is_closed() && queued.place.take() {
             bytes += queued.command.len();
             batch.push(queued);
         }

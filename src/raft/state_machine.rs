@@ -135,7 +135,7 @@ pub(crate) fn decode_snapshot(file: &SnapshotFile) -> io::Result<Machine> {
     decoder.finish().map_err(failed)
 }
 
-fn meta_of(machine: &Machine) -> io::Result<SnapshotMeta> {
+pub(crate) fn meta_of(machine: &Machine) -> io::Result<SnapshotMeta> {
     let (at, membership) = machine.membership();
     Ok(SnapshotMeta {
         last_log_id: machine.last_applied().map(convert::from_state_position),
@@ -208,7 +208,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
             tracing::trace!(index = entry.index(), "apply");
-            let outcomes = self.apply_one(entry)?;
+            // A broken invariant must end the node at once: openraft does not watch its worker, and an idle leader would go on.
+            let applied = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.apply_one(entry)));
+            let outcomes =
+                applied.unwrap_or_else(|_| Err(io::Error::other("a broken invariant in apply")))?;
             if let Some(responder) = responder {
                 responder.send(outcomes);
             }

@@ -5,30 +5,24 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
-
 use crate::raft::{Host, Node, hello};
 
 /// How often the duties are looked at.
 const ROUND: Duration = Duration::from_millis(50);
 /// How often members whose address is missing are asked.
 const LEARN_ROUND: Duration = Duration::from_millis(500);
-/// How often the disk is looked at.
-const DISK_ROUND: Duration = Duration::from_secs(1);
 
 /// Runs until the task is aborted.
 pub async fn run(node: Arc<Node>) {
     let mut rounds = tokio::time::interval(ROUND);
     rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut disk_checked: Option<Instant> = None;
+    let mut had_room = true;
     let mut snapshot_asked_at = None;
+    let mut no_room = false;
     loop {
         rounds.tick().await;
-        if disk_checked.is_none_or(|at| at.elapsed() >= DISK_ROUND) {
-            disk_checked = Some(Instant::now());
-            look_at_disk(&node).await;
-        }
-        compact(&node, &mut snapshot_asked_at).await;
+        look_at_disk(&node, &mut had_room);
+        compact(&node, &mut snapshot_asked_at, &mut no_room).await;
     }
 }
 
@@ -49,16 +43,22 @@ pub async fn learn_addresses(host: Arc<Host>, node: Arc<Node>) {
     }
 }
 
-async fn look_at_disk(node: &Node) {
-    let log = node.log().clone();
-    if let Ok(room) = tokio::task::spawn_blocking(move || log.free_space_ok()).await {
-        node.set_disk_has_room(room);
+/// Says so when the disk gets full, and when it has room again; that writes are refused meanwhile is `Node::propose`'s.
+fn look_at_disk(node: &Node, had_room: &mut bool) {
+    let room = node.log().free_space_ok();
+    if room != *had_room {
+        *had_room = room;
+        if room {
+            tracing::info!("the disk has room again: writes are taken");
+        } else {
+            tracing::error!("the disk is nearly full: writes are refused until space is freed");
+        }
     }
 }
 
 /// A snapshot when the log has grown by the configured bytes since the last one. What is purged is what the snapshot *before*
 /// covers: so a follower that is a little behind still finds the entries it needs, and the log stays below two rounds of growth.
-async fn compact(node: &Node, asked_at: &mut Option<u64>) {
+async fn compact(node: &Node, asked_at: &mut Option<u64>, no_room: &mut bool) {
     let (snapshot, purged) = node.snapshot_and_purged();
     let Some(applied) = node.state().read().last_applied() else { return };
     let since = snapshot.unwrap_or(0);
@@ -68,6 +68,19 @@ async fn compact(node: &Node, asked_at: &mut Option<u64>) {
     if applied.index <= since {
         return;
     }
+    // A snapshot that fills the disk would stop the node, and again at every start. The newest one stays until the next is whole.
+    let expected = node.state().read().bytes();
+    let log = node.log().clone();
+    if !tokio::task::spawn_blocking(move || log.has_room_for(expected)).await.unwrap_or(false) {
+        if !std::mem::replace(no_room, true) {
+            tracing::warn!(
+                bytes = expected,
+                "no snapshot: the disk has no room for it; free space, or the log grows on"
+            );
+        }
+        return;
+    }
+    *no_room = false;
     *asked_at = Some(since);
     if node.trigger_snapshot().await.is_ok() && snapshot > purged {
         node.purge_to(since).await;

@@ -17,9 +17,11 @@ use tokio::{
 
 use super::{Cache, Consistency, Ctx};
 use crate::{
-    error::{Error, NodeRef, Result},
-    raft::{MAX_FORWARDED, Node, ReadIndex},
-    state::{Answer, Applied, Command, MAX_BATCH_BYTES, Query, codec::encode_command},
+    error::{Error, Result},
+    raft::{MAX_FORWARDED, Node, Place, ReadIndex},
+    state::{
+        Answer, Applied, Command, MAX_BATCH_BYTES, MAX_VALUE_BYTES, Operation, Query, codec::encode_command,
+    },
 };
 
 /// How long to wait before looking for the leader again.
@@ -40,9 +42,29 @@ pub struct ReplicatedCache {
 
 struct Forwarded {
     command: Bytes,
-    leader: NodeRef,
+    /// The most bytes of its answer.
+    answer_bytes: usize,
+    place: Place,
     deadline: Instant,
     reply: oneshot::Sender<Result<Applied>>,
+}
+
+/// The most bytes of the answers to one message: they must fit a peer message as the commands do.
+const MAX_ANSWER_BYTES: usize = 8 * 1024 * 1024;
+/// An answer without a value.
+const SMALL_ANSWER_BYTES: usize = 64;
+
+/// The most bytes that a command's answer may have.
+fn answer_bytes(operation: &Operation) -> usize {
+    match operation {
+        Operation::Set { return_previous: true, .. } | Operation::Delete { return_previous: true, .. } => {
+            SMALL_ANSWER_BYTES + MAX_VALUE_BYTES
+        }
+        Operation::Batch(operations) => operations.iter().map(answer_bytes).sum(),
+        Operation::Set { .. } | Operation::Delete { .. } | Operation::Increment { .. } | Operation::Open => {
+            SMALL_ANSWER_BYTES
+        }
+    }
 }
 
 impl ReplicatedCache {
@@ -63,14 +85,18 @@ impl ReplicatedCache {
         Arc::new(Self { node, forward, remote_rounds, on_forward })
     }
 
-    async fn write_once(&self, command: &Bytes, deadline: Instant) -> Result<Applied> {
+    async fn write_once(&self, command: &Bytes, answer_bytes: usize, deadline: Instant) -> Result<Applied> {
         if self.node.is_leader() {
             return self.node.propose(command.clone(), deadline).await;
         }
-        let Some(leader) = self.node.leader() else { return Err(Error::NotLeader { leader: None }) };
+        if self.node.leader().is_none() {
+            return Err(Error::NotLeader { leader: None });
+        }
         (self.on_forward)();
         let (reply, answer) = oneshot::channel();
-        let forwarded = Forwarded { command: command.clone(), leader, deadline, reply };
+        let place = Place::default();
+        let forwarded =
+            Forwarded { command: command.clone(), answer_bytes, place: place.clone(), deadline, reply };
         self.forward.try_send(forwarded).map_err(|_| {
             Error::ResourceExhausted(
                 "too many writes are on their way to the leader; send fewer at a time".into(),
@@ -78,10 +104,8 @@ impl ReplicatedCache {
         })?;
         match timeout_at(deadline, answer).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => {
-                Err(Error::OutcomeUnknown("the node stopped while the write was on its way".into()))
-            }
-            Err(_) => Err(Error::OutcomeUnknown("the leader did not answer in time".into())),
+            Ok(Err(_)) => Err(place.stopped()),
+            Err(_) => Err(place.late()),
         }
     }
 
@@ -123,9 +147,10 @@ impl Cache for ReplicatedCache {
     async fn write(&self, command: Command, ctx: Ctx) -> Result<Applied> {
         command.validate()?;
         let deadline = Instant::now() + ctx.timeout;
+        let answer_bytes = answer_bytes(&command.operation);
         let command = encode_command(&command);
         loop {
-            match self.write_once(&command, deadline).await {
+            match self.write_once(&command, answer_bytes, deadline).await {
                 // All of these come before anything was proposed.
                 Err(error @ (Error::NotLeader { .. } | Error::Unavailable(_))) => {
                     pause(deadline, error).await?;
@@ -163,12 +188,12 @@ async fn forward_all(node: Arc<Node>, mut queue: mpsc::Receiver<Forwarded>) {
         };
         let batch;
         (batch, carried) = gather(first, &mut queue);
+        if batch.is_empty() {
+            continue;
+        }
         let node = node.clone();
         tokio::spawn(async move {
-            let leader = batch[0].leader.clone();
-            let deadline = batch.iter().map(|f| f.deadline).max().unwrap_or_else(Instant::now);
-            let commands = batch.iter().map(|f| f.command.clone()).collect();
-            let results = node.forward(&leader, commands, deadline).await;
+            let results = send(&node, &batch).await;
             drop(permit);
             for (forwarded, result) in batch.into_iter().zip(results) {
                 drop(forwarded.reply.send(result));
@@ -177,20 +202,35 @@ async fn forward_all(node: Arc<Node>, mut queue: mpsc::Receiver<Forwarded>) {
     }
 }
 
-/// What is queued for the same leader, within the bounds of a message; never empty.
+/// To whoever leads now: the commands may have waited while leadership changed.
+async fn send(node: &Node, batch: &[Forwarded]) -> Vec<Result<Applied>> {
+    let leader = node.leader().filter(|leader| leader.id != node.peers().myself().raft_id);
+    let Some(leader) = leader else {
+        return vec![Err(Error::NotLeader { leader: None }); batch.len()];
+    };
+    let deadline = batch.iter().map(|f| f.deadline).max().unwrap_or_else(Instant::now);
+    let commands = batch.iter().map(|f| f.command.clone()).collect();
+    node.forward(&leader, commands, deadline).await
+}
+
+/// What is queued, within the bounds of a message and of its answer. What its caller gave up is left out.
 fn gather(first: Forwarded, queue: &mut mpsc::Receiver<Forwarded>) -> (Vec<Forwarded>, Option<Forwarded>) {
-    let mut bytes = first.command.len();
-    let mut batch = vec![first];
-    while batch.len() < MAX_FORWARDED {
-        let Ok(next) = queue.try_recv() else { break };
-        if next.reply.is_closed() {
-            continue;
+    let mut batch: Vec<Forwarded> = Vec::new();
+    let (mut bytes, mut answers) = (0, 0);
+    let mut next = Some(first);
+    while let Some(forwarded) = next {
+        let full = batch.len() == MAX_FORWARDED
+            || bytes + forwarded.command.len() > MAX_BATCH_BYTES
+            || answers + forwarded.answer_bytes > MAX_ANSWER_BYTES;
+        if full && !batch.is_empty() {
+            return (batch, Some(forwarded));
         }
-        bytes += next.command.len();
-        if next.leader != batch[0].leader || bytes > MAX_BATCH_BYTES {
-            return (batch, Some(next));
+        if !forwarded.reply.is_closed() && forwarded.place.take() {
+            bytes += forwarded.command.len();
+            answers += forwarded.answer_bytes;
+            batch.push(forwarded);
         }
-        batch.push(next);
+        next = queue.try_recv().ok();
     }
     (batch, None)
 }

@@ -68,6 +68,9 @@ pub use self::{
     types::{Done, LogOptions, OnSync, Position, Record, Recovered, SyncReport, VoteRecord},
 };
 
+/// Bytes that stay free beside a snapshot, for the log that goes on.
+const SNAPSHOT_MARGIN: u64 = 256 << 20;
+
 /// The log. Clones are handles of the same one; it is closed with the last of them, or by [`Log::close`].
 #[derive(Clone)]
 pub struct Log {
@@ -338,6 +341,14 @@ impl Log {
     /// The bytes of the log's files.
     pub fn disk_bytes(&self) -> u64 {
         directory_bytes(&layout::log(&self.inner.dir))
+    }
+
+    /// Whether `bytes` more fit on the disk and leave room for writes: for a snapshot, which must not take it. Asks the system.
+    pub fn has_room_for(&self, bytes: u64) -> bool {
+        // A system that does not say is no reason never to take a snapshot.
+        self.free_space_ok()
+            && super::disk::free_bytes(&self.inner.dir)
+                .map_or(true, |free| free >= bytes.saturating_add(SNAPSHOT_MARGIN))
     }
 
     /// Whether there is room on the disk for writes, as of a moment ago.

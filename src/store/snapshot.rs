@@ -49,7 +49,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -100,6 +100,8 @@ pub struct Snapshots {
     group: u32,
     /// Numbers temporary files.
     counter: Arc<AtomicU64>,
+    /// Held while files are renamed, removed, or found by name: what was found must be there when it is opened.
+    names: Arc<Mutex<()>>,
 }
 
 const SUFFIX: &str = ".snap";
@@ -119,7 +121,7 @@ impl Snapshots {
                 files::remove(&path)?;
             }
         }
-        Ok(Self { dir, incarnation, group, counter: Arc::default() })
+        Ok(Self { dir, incarnation, group, counter: Arc::default(), names: Arc::default() })
     }
 
     /// Begins a snapshot. It is nothing until it is finished.
@@ -153,10 +155,16 @@ impl Snapshots {
     /// # Errors
     /// It is damaged, of another incarnation, or of a later format; the disk's.
     pub fn newest(&self) -> Result<Option<SnapshotFile>, StoreError> {
+        let names = self.lock_names();
         let Some(path) = self.list()?.pop() else { return Ok(None) };
         let file = SnapshotFile::open(&path)?;
+        drop(names);
         self.check(&path, file.meta())?;
         Ok(Some(file))
+    }
+
+    fn lock_names(&self) -> MutexGuard<'_, ()> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The files of this group, the oldest first.

@@ -102,17 +102,17 @@ fn blocks_travel_to_another_node_and_are_verified() {
     assert!(blocks.iter().all(|block| block.len() <= MAX_BLOCK_BYTES));
 
     let mut writer = begin();
-    blocks.iter().for_each(|block| writer.write_raw_block(block.clone()).unwrap());
+    blocks.iter().for_each(|block| drop(writer.write_raw_block(block.clone()).unwrap()));
     let received = writer.finish_received(sent.end()).unwrap();
     assert_eq!(read(&received).unwrap(), sections());
     assert_eq!(received.end(), sent.end());
 
     // One missing, or in another order.
     let mut writer = begin();
-    blocks[1..].iter().for_each(|block| writer.write_raw_block(block.clone()).unwrap());
+    blocks[1..].iter().for_each(|block| drop(writer.write_raw_block(block.clone()).unwrap()));
     assert!(matches!(writer.finish_received(sent.end()), Err(StoreError::Damaged { .. })));
     let mut writer = begin();
-    blocks.iter().rev().for_each(|block| writer.write_raw_block(block.clone()).unwrap());
+    blocks.iter().rev().for_each(|block| drop(writer.write_raw_block(block.clone()).unwrap()));
     assert!(matches!(writer.finish_received(sent.end()), Err(StoreError::Damaged { .. })));
 
     // Damaged at any byte, cut, or far too long.

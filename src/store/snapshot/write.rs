@@ -75,21 +75,22 @@ impl SnapshotWriter {
         Ok(())
     }
 
-    /// Adds a block as another node's [`SnapshotFile::raw_blocks`] gave it, after verifying it completely.
+    /// Adds a block as another node's [`SnapshotFile::raw_blocks`] gave it, after verifying it completely, and returns its sections.
     ///
     /// # Errors
     /// It is damaged, or larger than any block can be; the disk's.
-    pub fn write_raw_block(&mut self, raw: Bytes) -> Result<(), StoreError> {
+    pub fn write_raw_block(&mut self, raw: Bytes) -> Result<Vec<Bytes>, StoreError> {
         self.flush_block()?;
         if raw.len() > MAX_BLOCK_BYTES {
             let text =
                 format!("a block of a snapshot has at most {MAX_BLOCK_BYTES} bytes, not {}", raw.len());
             return Err(StoreError::TooLarge(text));
         }
-        let (header, _) = format::decode_block(&raw)
+        let (header, sections) = format::decode_block(&raw)
             .map_err(|Malformed| StoreError::damaged(&self.temporary, "a received block is not whole"))?;
         self.end.add(&header);
-        self.write(&raw)
+        self.write(&raw)?;
+        Ok(sections)
     }
 
     /// Makes the snapshot the newest, durably, and removes older ones.
@@ -102,11 +103,13 @@ impl SnapshotWriter {
         self.write(&end)?;
         self.file.flush().map_err(StoreError::io("write", &self.temporary))?;
         self.file.get_ref().sync_all().map_err(StoreError::io("sync", &self.temporary))?;
+        let names = self.snapshots.lock_names();
         fs::rename(&self.temporary, &self.path).map_err(StoreError::io("rename to", &self.path))?;
         self.finished = true;
         files::sync_dir(&self.snapshots.dir)?;
         let file = SnapshotFile::open(&self.path)?;
         self.snapshots.remove_older()?;
+        drop(names);
         Ok(file)
     }
 
