@@ -37,7 +37,7 @@ impl From<Status> for Failure {
         let info = status.get_details_error_info();
         let applied = info.as_ref().and_then(|i| i.metadata.get("applied").cloned());
         Self {
-            surely_not_applied: applied.as_deref() == Some("NO") || never_connected(&status),
+            surely_not_applied: applied.as_deref() == Some("NO") || never_sent(&status),
             code: status.code(),
             reason: info.map(|i| i.reason).unwrap_or_default(),
             text: format!("{} {:?}", status.message(), std::error::Error::source(&status)),
@@ -45,13 +45,13 @@ impl From<Status> for Failure {
     }
 }
 
-/// Whether the request could not even be sent: nobody listens.
-fn never_connected(status: &Status) -> bool {
+/// Whether the request was not even sent: nobody listens, or the connection ended while it waited for its turn.
+fn never_sent(status: &Status) -> bool {
     let mut cause = std::error::Error::source(status);
     while let Some(error) = cause {
-        if error
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+        let refused = |e: &std::io::Error| e.kind() == std::io::ErrorKind::ConnectionRefused;
+        if error.downcast_ref().is_some_and(refused)
+            || error.downcast_ref().is_some_and(hyper::Error::is_canceled)
         {
             return true;
         }
