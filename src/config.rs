@@ -22,8 +22,6 @@ use crate::{
 
 mod suggest;
 
-pub use suggest::unknown_variables;
-
 /// How large the log grows before a snapshot is taken, unless said otherwise: 64 MiB.
 const DEFAULT_SNAPSHOT_LOG_BYTES: u64 = 64 * 1024 * 1024;
 /// Below this, a node would do little else than write snapshots.

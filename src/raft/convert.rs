@@ -283,6 +283,10 @@ pub(crate) fn append_result_from_pb(response: pb::AppendResponse) -> Result<Appe
     })
 }
 
+pub(crate) fn read_index_to_pb(index: u64) -> pb::ReadIndexResponse {
+    pb::ReadIndexResponse { read_log: Some(pb::LogId { term: 0, index }) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

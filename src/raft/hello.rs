@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     handshake::{Expectation, Header, IdentityRef, is_slot},
-    peer_service::Host,
+    node::Node,
     peers::{GROUP, Lane, Peers},
 };
 use crate::{
@@ -37,9 +37,13 @@ pub struct HelloAnswer {
     pub may_lead: bool,
 }
 
-pub(super) fn answer(host: &Host) -> pb::HelloResponse {
-    let binding = host.binding();
-    let (state, set) = match &binding {
+/// What a node answers: `header` without an addressee, and `node` once Raft runs.
+pub(super) fn answer(
+    mut header: pb::PeerHeader,
+    binding: &Binding,
+    node: Option<&Node>,
+) -> pb::HelloResponse {
+    let (state, set) = match binding {
         Binding::Formatted => (pb::BindState::Formatted, None),
         Binding::Promised(set) => (pb::BindState::Promised, Some(set)),
         Binding::Bound { founders, .. } => (pb::BindState::Bound, founders.as_ref()),
@@ -53,13 +57,11 @@ pub(super) fn answer(host: &Host) -> pb::HelloResponse {
     let set = set.map(|set| pb::SeedSet {
         seeds: set.0.iter().map(|(slot, i)| seed(slot, *i.as_bytes(), raft_id(*i))).collect(),
     });
-    let node = host.node();
     let members = node.map(|node| node.metrics().membership_config).map(|membership| {
         membership.nodes().map(|(id, peer)| seed(&peer.slot, peer.incarnation, *id)).collect()
     });
     // A node that left speaks for its cluster no more, but says which one it was.
-    let mut header = host.peers().header(0);
-    if let Binding::Left { cluster } = &binding {
+    if let Binding::Left { cluster } = binding {
         header.cluster_id = cluster.0.to_vec().into();
     }
     pb::HelloResponse {

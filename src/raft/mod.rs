@@ -13,6 +13,7 @@
 //! | `hello` | who are you, and in what state? |
 //! | `network`, `peer_service` | the sending and the receiving half of the peer protocol |
 //! | `node`, `report` | the running whole, and its condition in our words |
+//! | `to_leader`, `hand_over` | what others ask of the leader; leadership handed over |
 //!
 //! Invariants: what is acknowledged is on disk at a majority (the store calls back after its sync, openraft commits on
 //! a quorum of those); a write is proposed again only if it surely was not appended; a read index is confirmed by a quorum after the read began.
@@ -20,6 +21,7 @@
 //! Not here: which cluster a node belongs to (`cluster`), forwarding (`service`), what a command means (`state`).
 
 mod convert;
+mod hand_over;
 pub mod handshake;
 mod hello;
 mod log_storage;
@@ -31,6 +33,7 @@ mod proposer;
 mod reader;
 mod report;
 mod state_machine;
+mod to_leader;
 mod types;
 
 pub use hello::{HelloAnswer, hello};

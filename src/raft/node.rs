@@ -18,33 +18,27 @@ use std::{
 use bytes::Bytes;
 use openraft::{
     Config, ServerState, SnapshotPolicy,
-    async_runtime::{Instant as _, WatchReceiver},
+    async_runtime::WatchReceiver,
     errors::{InitializeError, RaftError},
     metrics::RaftMetrics,
 };
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use super::{
-    convert,
-    hello::hello,
     log_storage::LogStorage,
     network::NetworkFactory,
-    peers::{Lane, Peers},
+    peers::Peers,
     proposer::{OnPropose, Proposer},
     reader::{ReadIndex, confirm_leadership},
-    state_machine::{SharedState, SnapshotDir, SnapshotEvent, StateMachine},
-    types::{PeerNode, Raft, TypeConfig},
+    state_machine::{Raft, SharedState, SnapshotDir, SnapshotEvent, StateMachine},
+    types::{PeerNode, TypeConfig},
 };
 use crate::{
     error::{Error, NodeRef, Result},
-    proto::raft as pb,
-    state::{self, Applied},
+    state::Applied,
     store::{Log, Snapshots},
     time::Clock,
 };
-
-/// How often candidates for leadership are asked whether they may lead.
-const WILLING_ROUND: Duration = Duration::from_millis(20);
 
 /// How a node runs.
 #[derive(Debug, Clone)]
@@ -258,68 +252,6 @@ impl Node {
         self.local_rounds.index(deadline).await
     }
 
-    /// Asks the leader for a read index.
-    ///
-    /// # Errors
-    /// `NotLeader` if it does not lead any more, `Unavailable` if it does not answer.
-    pub async fn ask_read_index(&self, leader: &NodeRef, deadline: Instant) -> Result<u64> {
-        let mut client = self.peers.client(&leader.slot, Lane::Control).map_err(Error::Unavailable)?;
-        let request = pb::ReadIndexRequest {
-            header: Some(self.peers.header(leader.id)),
-            timeout_ms: millis_left(deadline),
-        };
-        match timeout_at(deadline, client.read_index(request)).await {
-            Ok(Ok(answer)) => answer
-                .into_inner()
-                .read_log
-                .map(|id| id.index)
-                .ok_or_else(|| Error::Unavailable("the leader's answer has no index".into())),
-            Ok(Err(status)) => Err(Error::Unavailable(format!("the leader, {leader}: {}", status.message()))),
-            Err(_) => Err(Error::Unavailable(format!("the leader, {leader}, did not answer in time"))),
-        }
-    }
-
-    /// Sends encoded commands to the leader, in one message; one result for each.
-    pub async fn forward(
-        &self,
-        leader: &NodeRef,
-        commands: Vec<Bytes>,
-        deadline: Instant,
-    ) -> Vec<Result<Applied>> {
-        let count = commands.len();
-        let all = |error: Error| vec![Err(error); count];
-        let mut client = match self.peers.client(&leader.slot, Lane::Forward) {
-            Ok(client) => client,
-            Err(why) => return all(Error::Unavailable(why)),
-        };
-        let message = pb::ForwardRequest {
-            header: Some(self.peers.header(leader.id)),
-            commands,
-            timeout_ms: millis_left(deadline),
-        };
-        let answer = match timeout_at(deadline, client.forward(message)).await {
-            Ok(Ok(answer)) => answer.into_inner(),
-            Ok(Err(status)) => return all(failed_forward(leader, &status)),
-            Err(_) => {
-                return all(Error::OutcomeUnknown(format!("the leader, {leader}, did not answer in time")));
-            }
-        };
-        if answer.results.len() != count {
-            return all(Error::OutcomeUnknown("the leader's answer has the wrong number of results".into()));
-        }
-        answer.results.into_iter().map(|result| self.forwarded(result)).collect()
-    }
-
-    fn forwarded(&self, result: pb::ForwardResult) -> Result<Applied> {
-        use pb::forward_result::Result as R;
-        match result.result {
-            Some(R::Applied(applied)) => state::codec::decode_applied(applied)
-                .map_err(|e| Error::OutcomeUnknown(format!("the leader's answer cannot be read: {e}"))),
-            Some(R::Error(error)) => Err(error_from_pb(error, |id| self.node_ref(id))),
-            None => Err(Error::OutcomeUnknown("the leader's answer is empty".into())),
-        }
-    }
-
     /// A member's names.
     pub fn node_ref(&self, id: u64) -> Option<NodeRef> {
         let metrics = self.raft.metrics();
@@ -333,107 +265,6 @@ impl Node {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         metrics.membership_config.nodes().map(|(id, node)| (*id, node.slot.clone())).collect()
-    }
-
-    /// Hands leadership to a voter ("" for the most caught-up one) and returns once it leads. Only on the leader.
-    ///
-    /// # Errors
-    /// See [`crate::service::ClusterView::transfer_leader`]; `NotLeader` elsewhere.
-    pub async fn hand_over(&self, slot: &str) -> Result<NodeRef> {
-        if !self.is_leader() {
-            return Err(Error::NotLeader { leader: self.leader() });
-        }
-        let candidates = self.transfer_candidates(slot)?;
-        if candidates[0].id == self.peers.myself().raft_id {
-            return Ok(candidates[0].clone());
-        }
-        let target = self.willing(&candidates).await?;
-        self.wait_caught_up(&target).await?;
-        let stopped = |_| Error::Shutdown;
-        self.raft.trigger().transfer_leader(target.id).await.map_err(stopped)?;
-        let taken = self
-            .raft
-            .wait(Some(2 * Duration::from_millis(self.options.election_timeout_max_ms)))
-            .metrics(
-                |m| m.current_leader.is_some_and(|id| id != self.peers.myself().raft_id),
-                "another node leads",
-            )
-            .await;
-        match taken {
-            Ok(metrics) => {
-                let leader = metrics.current_leader.and_then(|id| self.node_ref(id));
-                leader.ok_or_else(|| Error::Unavailable("the new leader is not a member".into()))
-            }
-            Err(error) => Err(Error::Unavailable(format!("{target} did not take over in time: {error}"))),
-        }
-    }
-
-    /// Who may lead next, the most caught-up first; never empty.
-    fn transfer_candidates(&self, slot: &str) -> Result<Vec<NodeRef>> {
-        let metrics = self.metrics();
-        let me = self.peers.myself().raft_id;
-        let mut voters: Vec<NodeRef> =
-            metrics.membership_config.voter_ids().filter_map(|id| self.node_ref(id)).collect();
-        if !slot.is_empty() {
-            voters.retain(|voter| voter.slot == slot);
-            if voters.is_empty() {
-                return Err(Error::Invalid(format!(
-                    "slot {slot:?} is not a voter; see `larder members` for those that are"
-                )));
-            }
-            return Ok(voters);
-        }
-        voters.retain(|voter| voter.id != me);
-        if voters.is_empty() {
-            return Err(Error::Invalid("there is no other voter to lead".into()));
-        }
-        let matched = metrics.replication.unwrap_or_default();
-        let index = |voter: &NodeRef| matched.get(&voter.id).cloned().flatten().map(|id| id.index);
-        voters.sort_by_key(|voter| std::cmp::Reverse(index(voter)));
-        Ok(voters)
-    }
-
-    /// The first candidate that says that it may lead now. One that has just started may not for a moment, and is waited for.
-    async fn willing(&self, candidates: &[NodeRef]) -> Result<NodeRef> {
-        let patience = Duration::from_millis(self.options.election_timeout_max_ms);
-        let deadline = Instant::now() + patience;
-        loop {
-            for candidate in candidates {
-                if let Ok(answer) = hello(&self.peers, &candidate.slot).await
-                    && answer.from.raft_id == candidate.id
-                    && answer.may_lead
-                {
-                    return Ok(candidate.clone());
-                }
-            }
-            if Instant::now() >= deadline {
-                return Err(Error::Unavailable(
-                    "no other voter can lead at the moment; nothing was changed".into(),
-                ));
-            }
-            tokio::time::sleep(WILLING_ROUND).await;
-        }
-    }
-
-    /// A transfer cannot be taken back: only to a voter that answers and has everything this node had when asked.
-    async fn wait_caught_up(&self, target: &NodeRef) -> Result<()> {
-        let metrics = self.metrics();
-        let recently = Duration::from_millis(self.options.election_timeout_max_ms);
-        let heard = metrics.heartbeat.as_ref().and_then(|acks| acks.get(&target.id).cloned().flatten());
-        if heard.is_none_or(|at| at.elapsed() > recently) {
-            return Err(Error::Unavailable(format!("{target} does not answer; nothing was changed")));
-        }
-        let goal = metrics.last_log_index;
-        let has_it = |m: &RaftMetrics<TypeConfig>| {
-            let matched = m.replication.as_ref().and_then(|r| r.get(&target.id).cloned().flatten());
-            matched.map(|id| id.index) >= goal
-        };
-        self.raft
-            .wait(Some(2 * recently))
-            .metrics(has_it, "the target is caught up")
-            .await
-            .map_err(|_| Error::Unavailable(format!("{target} is too far behind; nothing was changed")))?;
-        Ok(())
     }
 
     /// No more elections from here on, and, if asked, leadership handed over if there is anybody to take it.
@@ -505,93 +336,11 @@ impl Node {
         drop(self.raft.trigger().purge_log(index).await);
     }
 
-    /// Asks the leader to hand over, and returns who leads then. See [`Node::hand_over`].
-    ///
-    /// # Errors
-    /// As the leader answers; `Unavailable` if it does not.
-    pub async fn ask_hand_over(&self, leader: &NodeRef, slot: &str) -> Result<NodeRef> {
-        let mut client = self.peers.client(&leader.slot, Lane::Control).map_err(Error::Unavailable)?;
-        let header = Some(self.peers.header(leader.id));
-        let answer = client.hand_over(pb::HandOverRequest { header, slot: slot.into() }).await;
-        match answer {
-            Ok(answer) => {
-                let id = answer.into_inner().leader;
-                self.node_ref(id)
-                    .ok_or_else(|| Error::Unavailable(format!("the new leader {id} is not a member")))
-            }
-            Err(status) if status.code() == tonic::Code::InvalidArgument => {
-                Err(Error::Invalid(status.message().into()))
-            }
-            Err(status) => Err(Error::Unavailable(format!("the leader, {leader}: {}", status.message()))),
-        }
-    }
-
     /// The indexes that the newest snapshot covers and that the log is purged to.
     pub fn snapshot_and_purged(&self) -> (Option<u64>, Option<u64>) {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         (metrics.snapshot.as_ref().map(|id| id.index), metrics.purged.as_ref().map(|id| id.index))
-    }
-}
-
-fn millis_left(deadline: Instant) -> u32 {
-    let left = deadline.saturating_duration_since(Instant::now());
-    u32::try_from(left.as_millis()).unwrap_or(u32::MAX)
-}
-
-/// What a failed call to the leader proves. Only a refusal by the peer service itself comes before anything was proposed;
-/// of a connection that broke nobody knows how far the message got.
-fn failed_forward(leader: &NodeRef, status: &tonic::Status) -> Error {
-    let why = format!("the leader, {leader}: {}", status.message());
-    match status.code() {
-        // The peer service's own refusals: handshake, not started, stopping. A broken connection is never this code.
-        tonic::Code::FailedPrecondition | tonic::Code::Unauthenticated => Error::Unavailable(why),
-        _ if was_not_sent(status) => Error::Unavailable(why),
-        _ => Error::OutcomeUnknown(why),
-    }
-}
-
-/// Whether a call failed because no connection could be made: nothing was sent.
-fn was_not_sent(status: &tonic::Status) -> bool {
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        if error.downcast_ref::<tonic::ConnectError>().is_some() {
-            return true;
-        }
-        source = error.source();
-    }
-    false
-}
-
-pub(crate) fn error_to_pb(error: &Error) -> pb::ForwardError {
-    let leader = match error {
-        Error::NotLeader { leader: Some(leader) } => leader.id,
-        _ => 0,
-    };
-    let message = match error {
-        Error::Unavailable(m)
-        | Error::DeadlineExceeded(m)
-        | Error::OutcomeUnknown(m)
-        | Error::Invalid(m)
-        | Error::Unimplemented(m)
-        | Error::ResourceExhausted(m)
-        | Error::Storage(m) => m.clone(),
-        Error::NotLeader { .. } | Error::Rejected(_) | Error::Shutdown => error.to_string(),
-    };
-    pb::ForwardError { reason: error.reason().into(), message, leader }
-}
-
-fn error_from_pb(error: pb::ForwardError, node: impl Fn(u64) -> Option<NodeRef>) -> Error {
-    let message = error.message;
-    match error.reason.as_str() {
-        "NOT_LEADER" => Error::NotLeader { leader: node(error.leader) },
-        "UNAVAILABLE" | "SHUTDOWN" => Error::Unavailable(message),
-        "DEADLINE_EXCEEDED" => Error::DeadlineExceeded(message),
-        "INVALID" => Error::Invalid(message),
-        "UNIMPLEMENTED" => Error::Unimplemented(message),
-        "RESOURCE_EXHAUSTED" => Error::ResourceExhausted(message),
-        // A reason of a later release proves nothing.
-        _ => Error::OutcomeUnknown(message),
     }
 }
 
@@ -604,9 +353,4 @@ pub fn founders(set: &crate::store::FoundingSet) -> BTreeMap<u64, PeerNode> {
             (crate::store::raft_id(*incarnation), node)
         })
         .collect()
-}
-
-// Kept beside the conversions it belongs to.
-pub(crate) fn read_index_to_pb(index: u64) -> pb::ReadIndexResponse {
-    pb::ReadIndexResponse { read_log: Some(convert::log_id_to_pb(&convert::log_id(0, index))) }
 }

@@ -25,9 +25,10 @@ use super::{
     convert,
     handshake::{Expectation, Header, Heard},
     hello,
-    node::{Node, error_to_pb, read_index_to_pb},
+    node::Node,
     peers::{GROUP, MAX_MESSAGE_BYTES, Peers},
     state_machine::{SnapshotDir, meta_of, meta_of_file},
+    to_leader,
     types::TypeConfig,
 };
 use crate::{
@@ -201,7 +202,11 @@ impl peer_server::Peer for PeerService {
     async fn hello(&self, request: Request<pb::HelloRequest>) -> Result<Response<pb::HelloResponse>, Status> {
         // Not checked: asking who we are is how others find out that they mean somebody else.
         drop(request);
-        Ok(Response::new(hello::answer(&self.host)))
+        Ok(Response::new(hello::answer(
+            self.host.peers.header(0),
+            &self.host.binding(),
+            self.host.node().map(|n| &**n),
+        )))
     }
 
     type AppendStream = BoxStream<'static, Result<pb::AppendResponse, Status>>;
@@ -301,7 +306,7 @@ impl peer_server::Peer for PeerService {
         self.host.admit(request.header.take()).map_err(|s| *s)?;
         let node = self.host.running().map_err(|s| *s)?;
         let index = node.read_index(deadline(request.timeout_ms)).await.map_err(not_leader)?;
-        Ok(Response::new(read_index_to_pb(index)))
+        Ok(Response::new(convert::read_index_to_pb(index)))
     }
 
     async fn hand_over(
@@ -377,7 +382,7 @@ fn forward_result(result: &Result<state::Applied>) -> pb::ForwardResult {
     use pb::forward_result::Result as R;
     let result = match result {
         Ok(applied) => R::Applied(state::codec::encode_applied(applied)),
-        Err(error) => R::Error(error_to_pb(error)),
+        Err(error) => R::Error(to_leader::error_to_pb(error)),
     };
     pb::ForwardResult { result: Some(result) }
 }

@@ -29,7 +29,10 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::types::{Outcomes, PeerNode, Proposal, Raft, TypeConfig};
+use super::{
+    state_machine::Raft,
+    types::{Outcomes, PeerNode, Proposal, TypeConfig},
+};
 use crate::{
     error::{Error, NodeRef, Result},
     state::{self, Applied, MAX_BATCH_BYTES, Stamp},

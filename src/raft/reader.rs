@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{proposer::leader_of, types::Raft};
+use super::{proposer::leader_of, state_machine::Raft};
 use crate::error::{Error, Result};
 
 /// The most reads that wait for a round.

@@ -67,6 +67,9 @@ impl SharedState {
     }
 }
 
+/// openraft, over this state machine.
+pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
+
 /// What openraft holds.
 pub(crate) struct StateMachine {
     shared: Arc<SharedState>,

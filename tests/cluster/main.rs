@@ -11,6 +11,7 @@
 mod harness;
 
 mod disk;
+mod elections;
 mod forming;
 mod increments;
 mod kills;
