@@ -62,7 +62,7 @@ fn node_count(text: &str) -> Result<u8, String> {
 /// # Errors
 /// If a port is in use, the directory cannot be used, or a node stops by itself.
 pub async fn run(args: DevArgs) -> Result<(), Failure> {
-    tracing::init("error,larder=warn", tracing::LogFormat::Text)?;
+    tracing::init("warn,openraft=error", tracing::LogFormat::Text)?;
     let mut stop = StopSignal::listen()?;
     let temporary = match &args.data_dir {
         Some(_) => None,

@@ -68,7 +68,8 @@ pub fn parse_level(level: &str) -> Result<EnvFilter> {
         .filter(|quiet| !directives.iter().any(|d| d.split(['=', ':']).next() == Some(**quiet)))
         .map(|quiet| format!("{quiet}=warn"))
         .collect();
-    if level.trim() == "off" {
+    // Whoever wants less than warnings gets no more of libraries either.
+    if directives.iter().any(|d| ["off", "error"].contains(d)) {
         all.clear();
     }
     all.extend(directives.iter().map(|d| (*d).to_owned()));
@@ -110,6 +111,7 @@ mod tests {
     #[test]
     fn a_library_is_quiet_unless_it_is_named() {
         assert!(parse_level("debug").unwrap().to_string().contains("openraft=warn"));
+        assert!(!parse_level("error").unwrap().to_string().contains("openraft=warn"));
         assert!(!parse_level("debug,openraft=trace").unwrap().to_string().contains("openraft=warn"));
     }
 

@@ -41,7 +41,7 @@ const HOUSEKEEPING_MS: u64 = 200;
 /// sled takes for durable what it only gave to the kernel. So it frees a segment once its pages are copied further on, and
 /// writes it anew while the copies are not on stable storage. Written in place it is there at once; the copies, in a part of
 /// the file that is new, are there only after our sync. A power cut between the two loses both, and with the pages every
-/// entry in them: seen in 3 of 4 cuts of a log under load with sled's own 512 KiB and one sync for all that was queued.
+/// entry in them: seen in 3 of 4 runs of the power cut of all nodes under load, with sled's own 512 KiB and one sync for all that was queued.
 ///
 /// A segment that was freed is written anew only after one more whole segment was begun and filled. So nothing is lost
 /// as long as our sync comes at least once in a segment's worth of sled's writing: hence large segments, and
