@@ -1,7 +1,7 @@
-//! What a node does without being asked: snapshots, purging, watching the disk.
+//! What a node does without being asked: snapshots, purging, learning where the others are.
 //!
 //! Every node by itself takes a snapshot when its log has grown, purges what the snapshot before
-//! covers, and looks whether its disk has room. Genesis' gate is the business of `cluster`.
+//! covers. Genesis' gate is the business of `cluster`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,12 +16,10 @@ const LEARN_ROUND: Duration = Duration::from_millis(500);
 pub async fn run(node: Arc<Node>) {
     let mut rounds = tokio::time::interval(ROUND);
     rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut had_room = true;
     let mut snapshot_asked_at = None;
     let mut no_room = false;
     loop {
         rounds.tick().await;
-        look_at_disk(&node, &mut had_room);
         compact(&node, &mut snapshot_asked_at, &mut no_room).await;
     }
 }
@@ -39,19 +37,6 @@ pub async fn learn_addresses(host: Arc<Host>, node: Arc<Node>) {
             {
                 host.note_client_address(member.node.id, &answer.client_address);
             }
-        }
-    }
-}
-
-/// Says so when the disk gets full, and when it has room again; that writes are refused meanwhile is `Node::propose`'s.
-fn look_at_disk(node: &Node, had_room: &mut bool) {
-    let room = node.log().free_space_ok();
-    if room != *had_room {
-        *had_room = room;
-        if room {
-            tracing::info!("the disk has room again: writes are taken");
-        } else {
-            tracing::error!("the disk is nearly full: writes are refused until space is freed");
         }
     }
 }

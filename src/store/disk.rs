@@ -79,6 +79,13 @@ impl SpaceWatch {
         self.ok.load(Relaxed)
     }
 
+    /// Whether a file of `bytes`, which makes others superfluous once it is whole, may be written now: half the watermark stays
+    /// free beside it. It may also where writes are refused already, because it is what lets the log be purged.
+    pub fn fits(&self, bytes: u64) -> bool {
+        // A filesystem that does not answer is no reason never to write it.
+        (self.probe)(&self.dir).map_or(true, |free| free >= bytes.saturating_add(self.policy.watermark / 2))
+    }
+
     /// Looks, and gives back or makes the reserve. Called a few times a second.
     pub fn check(&self) {
         // A filesystem that does not answer says nothing about space; the next sync says what is wrong with it.
@@ -159,6 +166,23 @@ mod tests {
         assert_eq!(look(900), (true, false));
         assert_eq!(look(1_000), (true, true), "and made again");
         assert_eq!(fs::metadata(&reserve).unwrap().len(), 100);
+    }
+
+    #[test]
+    fn what_makes_room_may_be_written_below_the_watermark_but_never_to_the_last_byte() {
+        let dir = tempfile::tempdir().unwrap();
+        let free = Arc::new(AtomicU64::new(700));
+        let probe: SpaceProbe = {
+            let free = free.clone();
+            Arc::new(move |_| Ok(free.load(Relaxed)))
+        };
+        let watch = SpaceWatch::new(dir.path(), SpacePolicy { watermark: 800, reserve: 0 }, Some(probe));
+        assert!(!watch.ok(), "writes are refused");
+        assert_eq!([299, 300, 301].map(|bytes| watch.fits(bytes)), [true, true, false]);
+        assert!(!watch.fits(u64::MAX));
+        // A small volume: a snapshot that fits is taken.
+        free.store(60 << 20, Relaxed);
+        assert!(watch.fits(20 << 20));
     }
 
     #[test]

@@ -68,9 +68,6 @@ pub use self::{
     types::{Done, LogOptions, OnSync, Position, Record, Recovered, SyncReport, VoteRecord},
 };
 
-/// Bytes that stay free beside a snapshot, for the log that goes on.
-const SNAPSHOT_MARGIN: u64 = 256 << 20;
-
 /// The log. Clones are handles of the same one; it is closed with the last of them, or by [`Log::close`].
 #[derive(Clone)]
 pub struct Log {
@@ -343,12 +340,9 @@ impl Log {
         directory_bytes(&layout::log(&self.inner.dir))
     }
 
-    /// Whether `bytes` more fit on the disk and leave room for writes: for a snapshot, which must not take it. Asks the system.
+    /// Whether a snapshot of `bytes` fits on the disk. Asks the system: not on the hot path.
     pub fn has_room_for(&self, bytes: u64) -> bool {
-        // A system that does not say is no reason never to take a snapshot.
-        self.free_space_ok()
-            && super::disk::free_bytes(&self.inner.dir)
-                .map_or(true, |free| free >= bytes.saturating_add(SNAPSHOT_MARGIN))
+        self.inner.shared.space.fits(bytes)
     }
 
     /// Whether there is room on the disk for writes, as of a moment ago.
