@@ -142,10 +142,9 @@ mod tests {
 
     use futures::{Stream, StreamExt};
     use openraft::{
-        Snapshot, StorageError,
+        StorageError,
         storage::{EntryResponder, RaftStateMachine},
         testing::log::{StoreBuilder, Suite},
-        type_config::alias::CommittedLeaderIdOf,
     };
     use tempfile::TempDir;
     use uuid::Uuid;
@@ -154,8 +153,8 @@ mod tests {
     use crate::{
         raft::{
             peers::{Myself, Peers},
-            state_machine::{SharedState, SnapshotBuilder, SnapshotDir, StateMachine},
-            types::{PeerNode, SnapshotMeta, StoredMembership},
+            state_machine::{RaftSnapshot, SharedState, SnapshotBuilder, SnapshotDir, StateMachine},
+            types::{SnapshotMeta, StoredMembership},
         },
         store::{ClusterId, LogOptions, SnapshotFile, Snapshots},
         time::SystemClock,
@@ -207,10 +206,7 @@ mod tests {
             self.0.install_snapshot(meta, received).await
         }
 
-        async fn get_current_snapshot(
-            &mut self,
-        ) -> io::Result<Option<Snapshot<CommittedLeaderIdOf<TypeConfig>, u64, PeerNode, SnapshotFile>>>
-        {
+        async fn get_current_snapshot(&mut self) -> io::Result<Option<RaftSnapshot>> {
             self.0.get_current_snapshot().await
         }
     }

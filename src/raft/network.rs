@@ -4,7 +4,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt};
 use openraft::{
-    OptionalSend, RaftNetworkFactory, Snapshot,
+    OptionalSend, RaftNetworkFactory,
     base::{BoxFuture, BoxStream},
     errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
     network::{RPCOption, RaftNetworkV2},
@@ -12,7 +12,6 @@ use openraft::{
         AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
         TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
     },
-    type_config::alias::CommittedLeaderIdOf,
 };
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -21,7 +20,7 @@ use tonic::{Status, transport::Channel};
 use super::{
     convert,
     peers::{Lane, Peers},
-    state_machine::{SnapshotEvent, membership_of},
+    state_machine::{RaftSnapshot, SnapshotEvent, membership_of},
     types::{PeerNode, TypeConfig, Vote},
 };
 use crate::{
@@ -92,9 +91,21 @@ fn protocol(error: &convert::Malformed) -> RpcError {
     RPCError::Network(NetworkError::new(error))
 }
 
+fn granted(answer: pb::VoteResponse) -> Result<VoteResponse<TypeConfig>, RpcError> {
+    convert::vote_response_from_pb(answer).map_err(|e| protocol(&e))
+}
+
 impl PeerNetwork {
     fn client(&self, lane: Lane) -> Result<PeerClient<Channel>, RpcError> {
         self.peers.client(&self.slot, lane).map_err(unreachable)
+    }
+
+    fn ask_for_vote(
+        &self,
+        request: &VoteRequest<TypeConfig>,
+    ) -> Result<(PeerClient<Channel>, pb::VoteRequest), RpcError> {
+        let message = convert::vote_request_to_pb(request, self.peers.header(self.target));
+        Ok((self.client(Lane::Control)?, message))
     }
 
     async fn within<T>(
@@ -154,10 +165,8 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
-        let mut client = self.client(Lane::Control)?;
-        let message = convert::vote_request_to_pb(&request, self.peers.header(self.target));
-        let answer = Self::within(&option, client.vote(message)).await?;
-        convert::vote_response_from_pb(answer).map_err(|e| protocol(&e))
+        let (mut client, message) = self.ask_for_vote(&request)?;
+        granted(Self::within(&option, client.vote(message)).await?)
     }
 
     async fn pre_vote(
@@ -165,16 +174,14 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
-        let mut client = self.client(Lane::Control)?;
-        let message = convert::vote_request_to_pb(&request, self.peers.header(self.target));
-        let answer = Self::within(&option, client.pre_vote(message)).await?;
-        convert::vote_response_from_pb(answer).map_err(|e| protocol(&e))
+        let (mut client, message) = self.ask_for_vote(&request)?;
+        granted(Self::within(&option, client.pre_vote(message)).await?)
     }
 
     async fn full_snapshot(
         &mut self,
         vote: Vote,
-        snapshot: Snapshot<CommittedLeaderIdOf<TypeConfig>, u64, PeerNode, SnapshotFile>,
+        snapshot: RaftSnapshot,
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {

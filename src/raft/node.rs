@@ -91,7 +91,7 @@ fn raft_config(options: &Options) -> Result<Config> {
         election_timeout_max: options.election_timeout_max_ms,
         // Bounded by the connection's keepalive instead: 200 ms for a whole snapshot would never do.
         install_snapshot_timeout: 10 * 60 * 1000,
-        // Snapshots and purges are ours, by bytes: see the leader duties in `service`.
+        // Snapshots and purges are ours, by bytes: see `service::duties`.
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: never,
         purge_batch_size: 1,

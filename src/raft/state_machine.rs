@@ -53,6 +53,10 @@ impl SharedState {
 
     /// Waits until the entry at `index` is applied.
     pub async fn wait_applied(&self, index: u64) {
+        // The common case on the hot path of reads: nothing to wait for.
+        if *self.applied.borrow() > index {
+            return;
+        }
         let mut applied = self.applied.subscribe();
         // The sender lives as long as self: waiting cannot fail.
         let _ = applied.wait_for(|count| *count > index).await;
@@ -66,6 +70,14 @@ impl SharedState {
         });
     }
 }
+
+/// A snapshot as openraft passes it on.
+pub(crate) type RaftSnapshot = Snapshot<
+    openraft::type_config::alias::CommittedLeaderIdOf<TypeConfig>,
+    u64,
+    super::types::PeerNode,
+    SnapshotFile,
+>;
 
 /// openraft, over this state machine.
 pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
@@ -243,19 +255,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Ok(())
     }
 
-    async fn get_current_snapshot(
-        &mut self,
-    ) -> Result<
-        Option<
-            Snapshot<
-                openraft::type_config::alias::CommittedLeaderIdOf<TypeConfig>,
-                u64,
-                super::types::PeerNode,
-                SnapshotFile,
-            >,
-        >,
-        io::Error,
-    > {
+    async fn get_current_snapshot(&mut self) -> Result<Option<RaftSnapshot>, io::Error> {
         let snapshots = self.snapshots.clone();
         let newest = off_the_runtime(move || snapshots.snapshots.newest().map_err(failed)).await?;
         newest.map(|file| Ok(Snapshot { meta: meta_of_file(file.meta())?, snapshot: file })).transpose()
@@ -287,17 +287,7 @@ fn write_snapshot(dir: &SnapshotDir, frozen: &Frozen) -> Result<(SnapshotMeta, S
 impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     type SnapshotData = SnapshotFile;
 
-    async fn build_snapshot(
-        &mut self,
-    ) -> Result<
-        Snapshot<
-            openraft::type_config::alias::CommittedLeaderIdOf<TypeConfig>,
-            u64,
-            super::types::PeerNode,
-            SnapshotFile,
-        >,
-        io::Error,
-    > {
+    async fn build_snapshot(&mut self) -> Result<RaftSnapshot, io::Error> {
         let frozen = self.frozen.take().ok_or_else(|| io::Error::other("a snapshot builder builds once"))?;
         let snapshots = self.snapshots.clone();
         let (meta, snapshot) = off_the_runtime(move || write_snapshot(&snapshots, &frozen)).await?;

@@ -234,3 +234,56 @@ fn gather(first: Forwarded, queue: &mut mpsc::Receiver<Forwarded>) -> (Vec<Forwa
     }
     (batch, None)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Caller = (Place, oneshot::Receiver<Result<Applied>>);
+
+    fn forwarded(answer_bytes: usize) -> (Forwarded, Caller) {
+        let (reply, answer) = oneshot::channel();
+        let place = Place::default();
+        let command = Bytes::from_static(b"command");
+        let deadline = Instant::now();
+        (Forwarded { command, answer_bytes, place: place.clone(), deadline, reply }, (place, answer))
+    }
+
+    #[test]
+    fn the_answers_to_one_message_are_bounded_too() {
+        let (tx, mut queue) = mpsc::channel(100);
+        let previous = Operation::Delete { key: Bytes::new(), if_version: None, return_previous: true };
+        let large = answer_bytes(&previous);
+        assert!(large > MAX_VALUE_BYTES && answer_bytes(&Operation::Open) < 100);
+        assert_eq!(answer_bytes(&Operation::Batch(vec![previous; 3])), 3 * large);
+        let mut callers = Vec::new();
+        let mut queued = || {
+            let (forwarded, caller) = forwarded(large);
+            callers.push(caller);
+            forwarded
+        };
+        let first = queued();
+        for _ in 0..20 {
+            assert!(tx.try_send(queued()).is_ok());
+        }
+        let (batch, carried) = gather(first, &mut queue);
+        assert_eq!(batch.len(), MAX_ANSWER_BYTES / large);
+        // What did not fit goes with the next message; it was not taken yet.
+        assert!(carried.expect("there is more").place.abandon());
+    }
+
+    #[test]
+    fn what_its_caller_gave_up_is_not_sent_and_surely_not_applied() {
+        let (tx, mut queue) = mpsc::channel(10);
+        let (first, (late, _waiting)) = forwarded(1);
+        assert!(matches!(late.late(), Error::DeadlineExceeded(_)));
+        let (gone, (_, answer)) = forwarded(1);
+        drop(answer);
+        let (sent, (place, _answer)) = forwarded(1);
+        assert!(tx.try_send(gone).is_ok() && tx.try_send(sent).is_ok());
+        let (batch, carried) = gather(first, &mut queue);
+        assert_eq!((batch.len(), carried.is_none()), (1, true));
+        assert!(matches!(place.late(), Error::OutcomeUnknown(_)), "it is on its way");
+        assert!(matches!(place.stopped(), Error::OutcomeUnknown(_)));
+    }
+}
