@@ -16,6 +16,7 @@
 mod founding;
 pub mod gate;
 pub mod genesis;
+pub mod plan;
 pub mod run;
 pub mod slot;
 

@@ -46,6 +46,11 @@ pub fn is_slot(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.' || b == b'-')
 }
 
+/// How slots are sorted: ordinals by their number, as they have no leading zeros.
+pub fn slot_order(slot: &str) -> (usize, &str) {
+    (slot.len(), slot)
+}
+
 /// A node's three names, and which of its starts this is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdentityRef {

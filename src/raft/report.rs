@@ -2,7 +2,7 @@
 
 use openraft::ServerState;
 
-use super::node::Node;
+use super::{handshake::slot_order, node::Node};
 use crate::error::NodeRef;
 
 /// What a node does.
@@ -94,7 +94,7 @@ impl Node {
                 matched_index: replication.get(id).cloned().flatten().map(|at| at.index),
             })
             .collect();
-        members.sort_by(|a, b| (a.node.slot.len(), &a.node.slot).cmp(&(b.node.slot.len(), &b.node.slot)));
+        members.sort_by(|a, b| slot_order(&a.node.slot).cmp(&slot_order(&b.node.slot)));
         members
     }
 }
