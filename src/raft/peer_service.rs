@@ -289,8 +289,8 @@ impl peer_server::Peer for PeerService {
             let decoded =
                 state::codec::decode_command(command.clone()).map_err(|e| Error::Invalid(e.to_string()))?;
             decoded.validate()?;
-            if decoded.operation == state::Operation::Open {
-                return Err(Error::Invalid("only a leader opens its cluster".into()));
+            if decoded.operation.is_leaders_own() {
+                return Err(Error::Invalid("only a leader proposes what is the cluster's own".into()));
             }
             node.propose(command, deadline).await
         });

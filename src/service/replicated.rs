@@ -61,9 +61,11 @@ fn answer_bytes(operation: &Operation) -> usize {
             SMALL_ANSWER_BYTES + MAX_VALUE_BYTES
         }
         Operation::Batch(operations) => operations.iter().map(answer_bytes).sum(),
-        Operation::Set { .. } | Operation::Delete { .. } | Operation::Increment { .. } | Operation::Open => {
-            SMALL_ANSWER_BYTES
-        }
+        Operation::Set { .. }
+        | Operation::Delete { .. }
+        | Operation::Increment { .. }
+        | Operation::Open
+        | Operation::RecordBoot { .. } => SMALL_ANSWER_BYTES,
     }
 }
 

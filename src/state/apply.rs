@@ -3,7 +3,7 @@
 //! A write that is done is a change, also when it writes what was there: it takes a revision, and the key's version
 //! moves. What is rejected, and deleting a key that does not exist, changes nothing and takes none.
 
-use super::{Command, Condition, Machine, Operation, Outcome, Versioned, hash::EntryHash};
+use super::{BootRecord, Command, Condition, Machine, Operation, Outcome, Versioned, hash::EntryHash};
 use crate::error::Rejection;
 
 /// The longest decimal text of a signed 64-bit number.
@@ -21,6 +21,9 @@ impl Machine {
                 self.open = true;
                 hash.opened();
                 Outcome::Opened
+            }
+            Operation::RecordBoot { slot, boot } => {
+                Outcome::BootRecorded { accepted: self.record_boot(slot, boot, hash) }
             }
             _ if !self.open => Outcome::Rejected(Rejection::NotOpen),
             operation => self.operate(operation, hash).unwrap_or_else(Outcome::Rejected),
@@ -63,9 +66,30 @@ impl Machine {
                     .map(|operation| self.operate(operation, hash).unwrap_or_else(Outcome::Rejected));
                 Ok(Outcome::Batch(outcomes.collect()))
             }
-            // Only from inside a batch, where decoding refuses it; opening what is open changes nothing.
+            // Only from inside a batch, where decoding refuses them; opening what is open changes nothing.
             Operation::Open => Ok(Outcome::Opened),
+            Operation::RecordBoot { .. } => Ok(Outcome::BootRecorded { accepted: false }),
         }
+    }
+
+    /// Takes a start as the record of its slot, if it is of the member there and later than the one recorded. The very
+    /// record again is taken too and changes nothing, so a leader that does not know what became of its proposal repeats it.
+    fn record_boot(&mut self, slot: String, boot: BootRecord, hash: &mut EntryHash) -> bool {
+        let member = self.membership.nodes.get(&boot.raft_id);
+        if !member.is_some_and(|node| node.slot == slot && node.incarnation == boot.incarnation) {
+            return false;
+        }
+        let recorded = self.boots.get(&slot);
+        if recorded == Some(&boot) {
+            return true;
+        }
+        if recorded.is_some_and(|last| last.raft_id == boot.raft_id && last.boot_counter >= boot.boot_counter)
+        {
+            return false;
+        }
+        hash.booted(&slot, &boot);
+        self.boots.insert(slot, boot);
+        true
     }
 
     /// Writes a key at the next revision.

@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 
+use super::BootRecord;
 use crate::{error::Rejection, time::UnixMillis};
 
 /// The most bytes of a key. It has at least one.
@@ -103,6 +104,23 @@ pub enum Operation {
     Batch(Vec<Operation>),
     /// Genesis' gate: every voter has acknowledged an entry, so client writes may be taken. Proposed by the leader once.
     Open,
+    /// A member was started: remember its boot counter and nonce. Proposed by the leader only.
+    RecordBoot {
+        /// The member's slot.
+        slot: String,
+        /// Its start.
+        boot: BootRecord,
+    },
+}
+
+impl Operation {
+    /// Whether only the leader itself may propose it: refused from clients, from other nodes and in a batch.
+    pub fn is_leaders_own(&self) -> bool {
+        match self {
+            Self::Open | Self::RecordBoot { .. } => true,
+            Self::Set { .. } | Self::Delete { .. } | Self::Increment { .. } | Self::Batch(_) => false,
+        }
+    }
 }
 
 /// When a Set is done.
@@ -169,6 +187,12 @@ pub enum Outcome {
     Batch(Vec<Outcome>),
     /// The gate is open.
     Opened,
+    /// A member's start was looked at.
+    BootRecorded {
+        /// Whether it is the record now. If not, who was started is no member in that slot, or not the newest copy of its
+        /// volume.
+        accepted: bool,
+    },
     /// Nothing was changed.
     Rejected(Rejection),
 }

@@ -7,7 +7,7 @@
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{LogPosition, Stamp};
+use super::{BootRecord, LogPosition, Stamp};
 
 /// What an entry was.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +20,7 @@ pub(super) enum EntryKind {
 const SET: u8 = 1;
 const REMOVED: u8 = 2;
 const OPENED: u8 = 3;
+const BOOTED: u8 = 4;
 
 /// The hash of one entry, being made.
 pub(super) struct EntryHash(Xxh3);
@@ -57,6 +58,15 @@ impl EntryHash {
 
     pub(super) fn opened(&mut self) {
         self.0.update(&[OPENED]);
+    }
+
+    pub(super) fn booted(&mut self, slot: &str, boot: &BootRecord) {
+        self.0.update(&[BOOTED]);
+        self.bytes(slot.as_bytes());
+        self.number(boot.raft_id);
+        self.0.update(&boot.incarnation);
+        self.number(boot.boot_counter);
+        self.number(boot.nonce);
     }
 
     pub(super) fn bytes(&mut self, bytes: &[u8]) {

@@ -45,7 +45,7 @@ pub fn validate_value(value: &[u8]) -> Result<()> {
 
 impl Command {
     /// Checks the command against the limits and against what this release can do. Each command passes here, on the node
-    /// that proposes it, before it enters the log.
+    /// that proposes it, before it enters the log. Who may propose it is another matter: [`Operation::is_leaders_own`].
     ///
     /// # Errors
     /// [`Error::Invalid`] for what can never work, [`Error::Unimplemented`] for what a later release can do.
@@ -105,7 +105,7 @@ fn validate_batch(operations: &[Operation]) -> Result<()> {
     let mut bytes = 0;
     let mut previous = 0;
     for operation in operations {
-        if matches!(operation, Operation::Batch(_) | Operation::Open) {
+        if matches!(operation, Operation::Batch(_)) || operation.is_leaders_own() {
             return Err(Error::Invalid(
                 "a batch holds Set, Delete and Increment only; send anything else on its own".into(),
             ));
@@ -146,7 +146,7 @@ fn validate_operation(operation: &Operation) -> Result<()> {
             validate_key(key)?;
             validate_ttl(*ttl_ms)
         }
-        Operation::Open => Ok(()),
+        Operation::Open | Operation::RecordBoot { .. } => Ok(()),
         Operation::Batch(operations) => validate_batch(operations),
     }
 }
@@ -174,7 +174,7 @@ fn payload_bytes(operation: &Operation) -> usize {
     match operation {
         Operation::Set { key, value, .. } => key.len() + value.len(),
         Operation::Delete { key, .. } | Operation::Increment { key, .. } => key.len(),
-        Operation::Batch(_) | Operation::Open => 0,
+        Operation::Batch(_) | Operation::Open | Operation::RecordBoot { .. } => 0,
     }
 }
 
@@ -183,6 +183,9 @@ fn returns_previous(operation: &Operation) -> bool {
         Operation::Set { return_previous, .. } | Operation::Delete { return_previous, .. } => {
             *return_previous
         }
-        Operation::Increment { .. } | Operation::Batch(_) | Operation::Open => false,
+        Operation::Increment { .. }
+        | Operation::Batch(_)
+        | Operation::Open
+        | Operation::RecordBoot { .. } => false,
     }
 }

@@ -3,29 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Answer, Applied, Command, Found, Frozen, LogPosition, Membership, Query, Stamp, View,
+    Answer, Applied, BootRecord, Command, Found, Frozen, LogPosition, Membership, Query, Stamp, View,
     codec::encode_membership,
     hash::{EntryHash, EntryKind},
     keyspace::Keyspace,
 };
 use crate::time::UnixMillis;
 
-/// The highest feature level that this release knows. A state above it is refused.
+/// The highest feature level that this release knows. A state above it is refused. Level 1 is all that the first release
+/// knows, retired ids and boot records too.
 pub const FEATURE_LEVEL: u32 = 1;
-
-/// The last start of a member that the cluster heard of. Tells two copies of one volume apart. Written by no command
-/// of this release.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct BootRecord {
-    /// Its Raft id.
-    pub raft_id: u64,
-    /// Its data directory's identity.
-    pub incarnation: [u8; 16],
-    /// How often it was started.
-    pub boot_counter: u64,
-    /// Random at that start.
-    pub nonce: u64,
-}
 
 /// The replicated state. Every node that applied the same entries holds the same, to the byte of its snapshot.
 ///
@@ -38,6 +25,8 @@ pub struct BootRecord {
 /// 5. Before the gate is open there is no key and the revision is 0.
 /// 6. The membership was applied at or before the last entry; each voter is among its nodes.
 /// 7. The feature level is at least 1 and at most what this release knows.
+/// 8. A Raft id that left the membership is retired for ever; no node of the membership is retired.
+/// 9. Each boot record is of a node of the membership, in that node's slot.
 #[derive(Debug, Clone)]
 pub struct Machine {
     pub(super) last_applied: Option<LogPosition>,
@@ -106,14 +95,34 @@ impl Machine {
 
     /// Applies an entry that changes the membership.
     ///
+    /// Who was a node before and is none now is retired, without a command of its own: an id leaves the membership once,
+    /// because its data directory was lost or told to leave, and must never come back. A node that forgot its vote and
+    /// its log could vote twice, or un-acknowledge what it acknowledged. Its boot record goes with it.
+    ///
     /// # Panics
-    /// If `at` is not the next entry.
+    /// If `at` is not the next entry, or the membership has a retired id: whoever changes the membership looks at
+    /// [`Machine::retired`] before.
     pub fn apply_membership(&mut self, at: LogPosition, membership: Membership) {
         let mut hash = self.enter(at, EntryKind::Membership);
         hash.bytes(&encode_membership(&membership));
-        self.membership = membership.normalized();
+        let membership = membership.normalized();
+        let before = std::mem::replace(&mut self.membership, membership);
+        self.retired.extend(before.nodes.into_keys().filter(|id| !self.membership.nodes.contains_key(id)));
+        if let Some(id) = self.retired_node() {
+            panic!(
+                "entry {} brings back the Raft id {id}, which was retired: its member must come with a new id",
+                at.index
+            );
+        }
+        let members = &self.membership;
+        self.boots.retain(|slot, boot| members.has(boot.raft_id, slot));
         self.membership_at = Some(at);
         self.state_hash = hash.finish();
+    }
+
+    /// A node of the membership that may not be one.
+    fn retired_node(&self) -> Option<u64> {
+        self.membership.nodes.keys().find(|id| self.retired.contains(id)).copied()
     }
 
     /// Takes the next place in the log.
@@ -195,12 +204,12 @@ impl Machine {
         self.feature_level
     }
 
-    /// The Raft ids that were retired and may never come back. Empty in this release.
+    /// The Raft ids that left the membership and may never come back. They are kept for ever, 8 bytes each.
     pub fn retired(&self) -> &BTreeSet<u64> {
         &self.retired
     }
 
-    /// The last known start of each member, by slot. Empty in this release.
+    /// The last recorded start of each member, by slot.
     pub fn boot_records(&self) -> &BTreeMap<String, BootRecord> {
         &self.boots
     }
@@ -242,6 +251,12 @@ impl Machine {
         }
         if membership.voters().any(|voter| !membership.nodes.contains_key(&voter)) {
             return Some("a voter is not among the nodes");
+        }
+        if self.retired_node().is_some() {
+            return Some("a node of the membership is retired");
+        }
+        if self.boots.iter().any(|(slot, boot)| !membership.has(boot.raft_id, slot)) {
+            return Some("a boot record is of no member in its slot");
         }
         if self.feature_level == 0 || self.feature_level > FEATURE_LEVEL {
             return Some("the feature level is 0 or above what this release knows");

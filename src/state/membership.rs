@@ -13,6 +13,19 @@ pub struct MemberNode {
     pub incarnation: [u8; 16],
 }
 
+/// The last start of a member that the cluster heard of. Tells two copies of one volume apart.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BootRecord {
+    /// Its Raft id.
+    pub raft_id: u64,
+    /// Its data directory's identity.
+    pub incarnation: [u8; 16],
+    /// How often it was started.
+    pub boot_counter: u64,
+    /// Random at that start.
+    pub nonce: u64,
+}
+
 /// The voters and everyone else in the cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Membership {
@@ -27,6 +40,11 @@ impl Membership {
     /// The voters of all configs; during a change one id may come twice.
     pub fn voters(&self) -> impl Iterator<Item = u64> + '_ {
         self.configs.iter().flatten().copied()
+    }
+
+    /// Whether this Raft id is a member, and in this slot.
+    pub fn has(&self, raft_id: u64, slot: &str) -> bool {
+        self.nodes.get(&raft_id).is_some_and(|node| node.slot == slot)
     }
 
     /// The same membership in the one form that is encoded: ids ascending, each once.

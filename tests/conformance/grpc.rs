@@ -116,7 +116,9 @@ fn wire(operation: Operation) -> pb::batch_operation::Operation {
             ttl_ms: ttl_ms.map(|ttl| ttl as i64),
             ..pb::IncrementRequest::default()
         }),
-        Operation::Batch(_) | Operation::Open => panic!("no operation of the API: {operation:?}"),
+        Operation::Batch(_) | Operation::Open | Operation::RecordBoot { .. } => {
+            panic!("no operation of the API: {operation:?}")
+        }
     }
 }
 

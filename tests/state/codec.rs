@@ -15,7 +15,7 @@ use proptest::prelude::*;
 
 use crate::{
     golden,
-    support::{operation, set, stamp, three_voters},
+    support::{boot, operation, set, stamp, three_voters},
 };
 
 fn session() -> impl Strategy<Value = SessionId> {
@@ -55,6 +55,7 @@ fn plain_outcome() -> impl Strategy<Value = Outcome> {
         (any::<bool>(), previous()).prop_map(|(existed, previous)| Outcome::Deleted { existed, previous }),
         any::<(i64, u64)>().prop_map(|(value, version)| Outcome::Incremented { value, version }),
         Just(Outcome::Opened),
+        any::<bool>().prop_map(|accepted| Outcome::BootRecorded { accepted }),
         prop::option::of(any::<u64>())
             .prop_map(|current| Outcome::Rejected(Rejection::ConditionFailed { current })),
         Just(Outcome::Rejected(Rejection::NotANumber)),
@@ -206,6 +207,8 @@ fn a_batch_in_a_batch_is_refused_before_it_is_read() {
     assert_eq!(codec::decode_command(codec::encode_command(&nested)), Err(DecodeError::NestedBatch));
     let open = Command::new(Operation::Batch(vec![Operation::Open]));
     assert_eq!(codec::decode_command(codec::encode_command(&open)), Err(DecodeError::NestedBatch));
+    let boot = Command::new(Operation::Batch(vec![boot("0", 5, 1, 1)]));
+    assert_eq!(codec::decode_command(codec::encode_command(&boot)), Err(DecodeError::NestedBatch));
     // A depth that would overflow the stack if it were followed.
     let mut deep = vec![1, 0, 0];
     deep.extend([4, 1].repeat(1_000_000));

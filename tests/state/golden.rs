@@ -15,10 +15,11 @@ use larder::{
     time::UnixMillis,
 };
 
-use crate::support::{apply, open_machine, restore, sections, set, set_if, three_voters};
+use crate::support::{apply, boot, next, open_machine, restore, sections, set, set_if, three_voters};
 
 const CODEC: &str = include_str!("golden/codec-v1.txt");
 const SNAPSHOT: &str = include_str!("golden/snapshot-v1.txt");
+const SNAPSHOT_MEMBERS: &str = include_str!("golden/snapshot-members-v1.txt");
 
 /// The golden records, by name.
 pub(crate) fn records() -> BTreeMap<String, Bytes> {
@@ -76,6 +77,7 @@ fn commands() -> Vec<(&'static str, Command)> {
             Command::new(Operation::Batch(vec![set("a", "1"), delete(None, false), increment(-2, 5, None)])),
         ),
         ("command-open", Command::new(Operation::Open)),
+        ("command-record-boot", Command::new(boot("2", 300, 7, 0x0123_4567_89ab_cdef))),
     ]
 }
 
@@ -98,6 +100,8 @@ fn applied() -> Vec<(&'static str, Applied)> {
         ("applied-incremented", Outcome::Incremented { value: -5, version: 4 }),
         ("applied-batch", batch),
         ("applied-opened", Outcome::Opened),
+        ("applied-boot-recorded", Outcome::BootRecorded { accepted: true }),
+        ("applied-boot-refused", Outcome::BootRecorded { accepted: false }),
         ("applied-rejected-exists", failed(Some(3))),
         ("applied-rejected-missing", failed(None)),
         ("applied-rejected-number", Outcome::Rejected(Rejection::NotANumber)),
@@ -176,7 +180,7 @@ fn version_1_of_every_record_is_written_and_read() {
 /// A small state with everything in it that this release writes. The state hash is part of it, so its rule is golden too.
 pub(crate) fn small_machine() -> Machine {
     let mut machine = open_machine();
-    machine.apply_blank(crate::support::next(&machine));
+    machine.apply_blank(next(&machine));
     let batch = Operation::Batch(vec![set("b", "2"), set("empty", ""), set("gone", "3")]);
     apply(&mut machine, 1_700_000_000_000, vec![set("a", "1"), batch]);
     let delete =
@@ -201,4 +205,38 @@ fn version_1_of_the_snapshot_is_written_and_read() {
     assert_eq!(restored.state_hash(), machine.state_hash());
     assert_eq!(restored.membership(), machine.membership());
     assert_eq!((restored.revision(), restored.clock().0, restored.keys()), (6, 1_700_000_000_000, 4));
+}
+
+/// A state whose members changed: retired ids, and boot records.
+pub(crate) fn machine_with_retired_members() -> Machine {
+    let mut machine = open_machine();
+    apply(
+        &mut machine,
+        1,
+        vec![boot("0", 5, 1, u64::MAX), boot("1", 9, 2, 3), boot("2", 300, 200, 4), set("a", "1")],
+    );
+    let Membership { mut nodes, .. } = three_voters();
+    nodes.remove(&9);
+    machine
+        .apply_membership(next(&machine), Membership { configs: vec![vec![5, 300]], nodes: nodes.clone() });
+    nodes.remove(&300);
+    machine.apply_membership(next(&machine), Membership { configs: vec![vec![5]], nodes });
+    machine
+}
+
+#[test]
+fn version_1_of_a_snapshot_with_retired_members_is_written_and_read() {
+    let machine = machine_with_retired_members();
+    let written = sections(&machine);
+    let named = written.iter().enumerate().map(|(at, section)| (format!("section-{at:02}"), section.clone()));
+    assert_golden(named.collect(), SNAPSHOT_MEMBERS);
+
+    let golden: Vec<Bytes> = parse(SNAPSHOT_MEMBERS).into_values().collect();
+    let restored = restore(&golden).unwrap();
+    restored.check_invariants();
+    assert_eq!(sections(&restored), golden);
+    assert_eq!(restored.state_hash(), machine.state_hash());
+    assert_eq!(restored.retired(), &[9, 300].into());
+    assert_eq!(restored.boot_records(), machine.boot_records());
+    assert_eq!(restored.boot_records().keys().collect::<Vec<_>>(), ["0"]);
 }

@@ -9,7 +9,7 @@ use larder::{
     },
 };
 
-use crate::support::{set, set_if};
+use crate::support::{boot, set, set_if};
 
 fn zeros(length: usize) -> Bytes {
     Bytes::from(vec![0; length])
@@ -112,7 +112,9 @@ fn batches_return_few_previous_values() {
 fn batches_hold_no_batches() {
     assert_invalid(check(Operation::Batch(vec![Operation::Batch(vec![set("a", "1")])])), &[]);
     assert_invalid(check(Operation::Batch(vec![Operation::Open])), &[]);
+    assert_invalid(check(Operation::Batch(vec![boot("0", 5, 1, 1)])), &[]);
     assert_eq!(check(Operation::Open), Ok(()));
+    assert_eq!(check(boot("0", 5, 1, 1)), Ok(()));
 }
 
 #[test]

@@ -6,14 +6,16 @@ use bytes::Bytes;
 use larder::{
     error::Rejection,
     state::{
-        Condition, ENTRY_OVERHEAD_BYTES, Found, LogPosition, Machine, Operation, Outcome, Query, Versioned,
+        Condition, ENTRY_OVERHEAD_BYTES, Found, LogPosition, Machine, Membership, Operation, Outcome, Query,
+        Versioned,
     },
     time::UnixMillis,
 };
 use proptest::prelude::*;
 
 use crate::support::{
-    apply, apply_one, next, open_machine, operation, position, restore, sections, set, three_voters,
+    apply, apply_one, boot, member, next, open_machine, operation, position, restore, sections, set,
+    three_voters,
 };
 
 /// What a cache is, said as plainly as possible.
@@ -31,6 +33,8 @@ impl Model {
                 self.open = true;
                 Outcome::Opened
             }
+            // The model has no members.
+            Operation::RecordBoot { .. } => Outcome::BootRecorded { accepted: false },
             _ if !self.open => Outcome::Rejected(Rejection::NotOpen),
             Operation::Batch(operations) => {
                 Outcome::Batch(operations.into_iter().map(|operation| self.apply(operation)).collect())
@@ -109,7 +113,11 @@ fn assert_same(machine: &Machine, model: &Model) {
 enum Step {
     Entry(i64, Vec<Operation>),
     Blank,
-    Membership,
+    /// One member goes, and one with a new id may come.
+    Membership {
+        going: prop::sample::Index,
+        comes: bool,
+    },
     /// The node restarts from its snapshot.
     Restore,
 }
@@ -118,10 +126,31 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         10 => (0..1000_i64, prop::collection::vec(operation(), 0..5)).prop_map(|(now, all)| Step::Entry(now, all)),
         1 => Just(Step::Blank),
-        1 => Just(Step::Membership),
+        1 => (any::<prop::sample::Index>(), any::<bool>())
+            .prop_map(|(going, comes)| Step::Membership { going, comes }),
         2 => Just(Step::Restore),
     ];
     prop::collection::vec(step, 1..40)
+}
+
+/// Whoever was a member at any time is one now or is retired.
+fn change_members(machine: &mut Machine, going: prop::sample::Index, comes: bool) {
+    let mut nodes = machine.membership().1.nodes.clone();
+    let ever: std::collections::BTreeSet<u64> = nodes.keys().chain(machine.retired()).copied().collect();
+    if nodes.len() > 1 {
+        let id = *going.get(&nodes.keys().copied().collect::<Vec<_>>());
+        nodes.remove(&id);
+    }
+    if comes && ever.last().is_some_and(|last| *last < 500) {
+        let id = ever.last().unwrap() + 1;
+        nodes.insert(id, member(id));
+    }
+    machine.apply_membership(
+        next(machine),
+        Membership { configs: vec![nodes.keys().copied().collect()], nodes },
+    );
+    let now = machine.membership().1.nodes.keys().chain(machine.retired()).copied().collect();
+    assert!(ever.is_subset(&now), "{ever:?} {now:?}");
 }
 
 proptest! {
@@ -150,7 +179,7 @@ proptest! {
                 match step.clone() {
                     Step::Entry(now, operations) => drop(apply(machine, now, operations)),
                     Step::Blank => machine.apply_blank(next(machine)),
-                    Step::Membership => machine.apply_membership(next(machine), three_voters()),
+                    Step::Membership { going, comes } => change_members(machine, going, comes),
                     Step::Restore => {}
                 }
             }
@@ -161,6 +190,8 @@ proptest! {
         }
         restarted.check_invariants();
         prop_assert_eq!(sections(&steady), sections(&restarted));
+        prop_assert_eq!(steady.retired(), restarted.retired());
+        prop_assert_eq!(steady.boot_records(), restarted.boot_records());
     }
 }
 
@@ -183,6 +214,10 @@ fn the_hash_tells_any_difference() {
         log(|machine| drop(apply(machine, 10, vec![set("b", "1")]))),
         log(|machine| drop(apply(machine, 10, vec![set("a1", "")]))),
         log(|machine| drop(apply(machine, 10, vec![Operation::Open]))),
+        log(|machine| drop(apply(machine, 10, vec![boot("0", 5, 1, 7)]))),
+        log(|machine| drop(apply(machine, 10, vec![boot("0", 5, 2, 7)]))),
+        log(|machine| drop(apply(machine, 10, vec![boot("0", 5, 1, 8)]))),
+        log(|machine| drop(apply(machine, 10, vec![boot("1", 9, 1, 7)]))),
         log(|machine| {
             let delete = |key: &'static str| Operation::Delete {
                 key: key.into(),
@@ -251,6 +286,15 @@ fn a_hole_in_the_log_panics() {
     let mut machine = open_machine();
     let LogPosition { index, .. } = next(&machine);
     machine.apply_blank(position(index + 1));
+}
+
+#[test]
+#[should_panic(expected = "was retired: its member must come with a new id")]
+fn a_retired_id_that_comes_back_panics() {
+    let mut machine = open_machine();
+    let nodes = [(5, member(5))].into();
+    machine.apply_membership(next(&machine), Membership { configs: vec![vec![5]], nodes });
+    machine.apply_membership(next(&machine), three_voters());
 }
 
 #[test]

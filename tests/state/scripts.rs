@@ -7,12 +7,13 @@
 //! set KEY VALUE [if-absent | if-present | if-version N] [previous]
 //! del KEY [if-version N] [previous]
 //! incr KEY DELTA [initial N]
+//! boot SLOT RAFT-ID COUNTER NONCE [incarnation BYTE]
 //! batch STEP ; STEP ; ...            one command
 //! entry STEP | STEP | ...            several commands in one log entry
 //! ```
 //! `at N` sets the leader's clock for the entries to come, `blank` applies an empty entry, `members CONFIG / CONFIG` (ids
-//! separated by commas) a membership, `snapshot` goes on with a machine restored from a snapshot. Steps that read:
-//! `get KEY`, `scan [prefix P] [after K]`, `state`. The empty value is written `''`.
+//! separated by commas, each in the slot of its name or as ID@SLOT) a membership, `snapshot` goes on with a machine restored from a snapshot. Steps that read:
+//! `get KEY`, `scan [prefix P] [after K]`, `state`, `retired`, `boots`. The empty value is written `''`.
 
 use std::{fmt::Write as _, fs, path::Path};
 
@@ -20,8 +21,8 @@ use bytes::Bytes;
 use larder::{
     error::Rejection,
     state::{
-        Applied, Condition, ENTRY_OVERHEAD_BYTES, Found, Machine, MemberNode, Membership, Operation, Outcome,
-        Query, Versioned,
+        Applied, BootRecord, Condition, ENTRY_OVERHEAD_BYTES, Found, Machine, MemberNode, Membership,
+        Operation, Outcome, Query, Versioned,
     },
 };
 
@@ -89,6 +90,11 @@ fn do_step(machine: &mut Machine, now: &mut i64, step: &str) -> String {
                 Found::View(_) => panic!("a get is answered with values"),
             }
         }
+        "retired" => join(machine.retired().iter().map(u64::to_string), " "),
+        "boots" => {
+            let boots = machine.boot_records().iter();
+            join(boots.map(|(slot, b)| format!("{slot}:{}/{}/{}", b.raft_id, b.boot_counter, b.nonce)), " ")
+        }
         "scan" => scan(machine, rest),
         "state" => format!(
             "revision {} clock {} keys {} bytes {} {}",
@@ -135,6 +141,16 @@ fn operation(step: &str) -> Operation {
     if verb == "open" {
         return Operation::Open;
     }
+    if verb == "boot" {
+        let slot = word().to_owned();
+        let mut number = || word().parse::<u64>().unwrap();
+        let (raft_id, boot_counter, nonce) = (number(), number(), number());
+        let incarnation = [words.nth(1).map_or(0, |byte| byte.parse().unwrap()); 16];
+        return Operation::RecordBoot {
+            slot,
+            boot: BootRecord { raft_id, incarnation, boot_counter, nonce },
+        };
+    }
     let key = bytes(word());
     let argument = if verb == "del" { "" } else { word() };
     let (mut condition, mut if_version, mut initial, mut return_previous) = (Condition::None, None, 0, false);
@@ -160,14 +176,20 @@ fn operation(step: &str) -> Operation {
 }
 
 fn membership(text: &str) -> Membership {
-    let configs: Vec<Vec<u64>> =
-        text.split('/').map(|ids| ids.trim().split(',').map(|id| id.parse().unwrap()).collect()).collect();
-    let nodes = configs.iter().flatten().map(|id| {
-        let node =
-            MemberNode { slot: id.to_string(), peer_address: format!("n{id}:1"), incarnation: [0; 16] };
+    // An id, and its slot.
+    let member = |text: &str| {
+        let (id, slot) = text.trim().split_once('@').unwrap_or((text.trim(), text.trim()));
+        (id.parse().unwrap(), slot.to_owned())
+    };
+    let configs: Vec<Vec<(u64, String)>> =
+        text.split('/').map(|ids| ids.split(',').map(member).collect()).collect();
+    let nodes = configs.iter().flatten().map(|(id, slot)| {
+        let node = MemberNode { slot: slot.clone(), peer_address: format!("n{id}:1"), incarnation: [0; 16] };
         (*id, node)
     });
-    Membership { nodes: nodes.collect(), configs }
+    let nodes = nodes.collect();
+    let configs = configs.iter().map(|config| config.iter().map(|(id, _)| *id).collect()).collect();
+    Membership { nodes, configs }
 }
 
 fn show_applied(applied: &Applied) -> String {
@@ -188,6 +210,8 @@ fn show_outcome(outcome: &Outcome) -> String {
         Outcome::Incremented { value, version } => format!("{value} version {version}"),
         Outcome::Batch(outcomes) => join(outcomes.iter().map(show_outcome), " ; "),
         Outcome::Opened => "opened".into(),
+        Outcome::BootRecorded { accepted: true } => "recorded".into(),
+        Outcome::BootRecorded { accepted: false } => "refused".into(),
         Outcome::Rejected(Rejection::ConditionFailed { current: Some(version) }) => {
             format!("failed {version}")
         }

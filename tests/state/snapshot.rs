@@ -7,7 +7,7 @@ use larder::state::{
 };
 
 use crate::{
-    golden::small_machine,
+    golden::{machine_with_retired_members, small_machine},
     support::{apply, apply_one, open_machine, restore, sections, set},
 };
 
@@ -270,6 +270,31 @@ fn what_contradicts_itself_is_refused() {
     }
     assert!(restore(&sealed(written.clone(), 5, small_machine().bytes())).is_err(), "a wrong count of keys");
     assert!(restore(&sealed(written.clone(), 4, 1)).is_err(), "a wrong count of bytes");
+}
+
+/// Well-formed, and yet not a state that any log could have made.
+#[test]
+fn retired_members_and_boot_records_of_strangers_are_refused() {
+    let machine = machine_with_retired_members();
+    let written = sections(&machine);
+    let with = |place: usize, kind: u16, payload: &[u8]| {
+        let mut sections = written.clone();
+        sections[place] = section(kind, 1, 1, payload);
+        restore(&sealed(sections, machine.keys(), machine.bytes()))
+    };
+    let refused = |result: Result<Machine, SnapshotError>, why: &str| match result {
+        Err(SnapshotError::Inconsistent(found)) => assert!(found.contains(why), "{found}"),
+        other => panic!("expected it to be inconsistent, got {other:?}"),
+    };
+    assert!(with(5, 6, &[2, 9, 10]).is_ok());
+    refused(with(5, 6, &[2, 5, 9]), "retired");
+    let boots = payload_of(&written[6]);
+    assert!(with(6, 7, &boots).is_ok());
+    for (at, value) in [(2, b'1'), (3, 6)] {
+        let mut payload = boots.clone();
+        payload[at] = value;
+        refused(with(6, 7, &payload), "boot record");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use larder::{
     state::{
-        Applied, Command, Condition, LogPosition, Machine, MemberNode, Membership, Operation,
+        Applied, BootRecord, Command, Condition, LogPosition, Machine, MemberNode, Membership, Operation,
         SnapshotDecoder, SnapshotError, Stamp, codec,
     },
     time::UnixMillis,
@@ -64,12 +64,8 @@ pub(crate) fn open_machine() -> Machine {
 }
 
 pub(crate) fn three_voters() -> Membership {
-    let node = |slot: u8| MemberNode {
-        slot: slot.to_string(),
-        peer_address: format!("node-{slot}:7401"),
-        incarnation: [slot + 1; 16],
-    };
-    Membership { configs: vec![vec![5, 9, 300]], nodes: [(5, node(0)), (9, node(1)), (300, node(2))].into() }
+    let ids = [5, 9, 300];
+    Membership { configs: vec![ids.into()], nodes: ids.map(|id| (id, member(id))).into() }
 }
 
 pub(crate) fn sections(machine: &Machine) -> Vec<Bytes> {
@@ -137,5 +133,38 @@ pub(crate) fn operation() -> impl Strategy<Value = Operation> {
         12 => plain_operation(),
         2 => prop::collection::vec(plain_operation(), 1..5).prop_map(Operation::Batch),
         1 => Just(Operation::Open),
+        1 => (prop::sample::select(vec![5, 9, 300, 301, 302]), 0..4_u64, 0..2_u64).prop_map(|(id, counter, nonce)| {
+            let slot = slot_of(id);
+            boot(&slot, id, counter, nonce)
+        }),
     ]
+}
+
+/// The slot that a member of the tests has.
+pub(crate) fn slot_of(id: u64) -> String {
+    match id {
+        5 => "0".into(),
+        9 => "1".into(),
+        300.. => (id - 298).to_string(),
+        id => id.to_string(),
+    }
+}
+
+/// The incarnation of the member in a slot of the tests.
+pub(crate) fn incarnation_of(slot: &str) -> [u8; 16] {
+    [slot.parse::<u8>().unwrap() + 1; 16]
+}
+
+pub(crate) fn boot(slot: &str, raft_id: u64, boot_counter: u64, nonce: u64) -> Operation {
+    let incarnation = incarnation_of(slot);
+    Operation::RecordBoot {
+        slot: slot.into(),
+        boot: BootRecord { raft_id, incarnation, boot_counter, nonce },
+    }
+}
+
+/// A member of the tests.
+pub(crate) fn member(id: u64) -> MemberNode {
+    let slot = slot_of(id);
+    MemberNode { peer_address: format!("node-{slot}:7401"), incarnation: incarnation_of(&slot), slot }
 }

@@ -278,7 +278,7 @@ pub(super) fn content_bytes(operation: &Operation) -> usize {
         Operation::Set { key, value, .. } => key.len() + value.len(),
         Operation::Delete { key, .. } | Operation::Increment { key, .. } => key.len(),
         Operation::Batch(operations) => operations.iter().map(content_bytes).sum(),
-        Operation::Open => 0,
+        Operation::Open | Operation::RecordBoot { .. } => 0,
     }
 }
 
@@ -397,6 +397,8 @@ pub(super) fn batch_result(outcome: Outcome) -> Result<pb::batch_result::Result,
             Wire::Increment(pb::IncrementResponse { header: None, value, version })
         }
         Outcome::Rejected(rejection) => return Err(rejection),
-        Outcome::Batch(_) | Outcome::Opened => Wire::Error(super::errors::in_batch(&mismatch())),
+        Outcome::Batch(_) | Outcome::Opened | Outcome::BootRecorded { .. } => {
+            Wire::Error(super::errors::in_batch(&mismatch()))
+        }
     })
 }

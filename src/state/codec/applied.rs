@@ -18,6 +18,7 @@ const INCREMENTED: u8 = 3;
 const BATCH: u8 = 4;
 const OPENED: u8 = 5;
 const REJECTED: u8 = 6;
+const BOOT_RECORDED: u8 = 7;
 
 const CONDITION_FAILED: u8 = 1;
 const NOT_A_NUMBER: u8 = 2;
@@ -27,6 +28,7 @@ const NOT_OPEN: u8 = 4;
 const HAS_PREVIOUS: u8 = 1;
 const EXISTED: u8 = 2;
 const EXISTS: u8 = 1;
+const ACCEPTED: u8 = 1;
 const HAS_DEADLINE: u8 = 1;
 
 /// The least bytes of an outcome: its tag.
@@ -79,6 +81,7 @@ fn payload_bytes(outcome: &Outcome) -> usize {
         | Outcome::Deleted { .. }
         | Outcome::Incremented { .. }
         | Outcome::Opened
+        | Outcome::BootRecorded { .. }
         | Outcome::Rejected(_) => 0,
     }
 }
@@ -109,6 +112,10 @@ fn put_outcome(out: &mut Writer, outcome: &Outcome) {
             }
         }
         Outcome::Opened => out.u8(OPENED),
+        Outcome::BootRecorded { accepted } => {
+            out.u8(BOOT_RECORDED);
+            out.u8(if *accepted { ACCEPTED } else { 0 });
+        }
         Outcome::Rejected(rejection) => {
             out.u8(REJECTED);
             put_rejection(out, rejection);
@@ -129,6 +136,7 @@ fn get_plain_outcome(reader: &mut Reader, tag: u8) -> Result<Outcome, DecodeErro
         }
         INCREMENTED => Ok(Outcome::Incremented { value: reader.signed()?, version: reader.varint()? }),
         OPENED => Ok(Outcome::Opened),
+        BOOT_RECORDED => Ok(Outcome::BootRecorded { accepted: reader.flags(ACCEPTED)? & ACCEPTED != 0 }),
         REJECTED => get_rejection(reader).map(Outcome::Rejected),
         BATCH => Err(DecodeError::NestedBatch),
         tag => Err(reader.unknown("result", tag.into())),

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::{
     DecodeError, VERSION,
+    membership::{get_boot, put_boot},
     wire::{MAX_VARINT_BYTES, Reader, Writer},
 };
 use crate::{
@@ -16,6 +17,7 @@ const DELETE: u8 = 2;
 const INCREMENT: u8 = 3;
 const BATCH: u8 = 4;
 const OPEN: u8 = 5;
+const RECORD_BOOT: u8 = 6;
 
 const IF_ABSENT: u8 = 1;
 const IF_PRESENT: u8 = 2;
@@ -131,6 +133,7 @@ fn payload_bytes(operation: &Operation) -> usize {
         Operation::Delete { key, .. } | Operation::Increment { key, .. } => key.len(),
         Operation::Batch(operations) => operations.iter().map(|one| 48 + payload_bytes(one)).sum(),
         Operation::Open => 0,
+        Operation::RecordBoot { slot, .. } => slot.len(),
     }
 }
 
@@ -166,6 +169,10 @@ fn put_operation(out: &mut Writer, operation: &Operation) {
             }
         }
         Operation::Open => out.u8(OPEN),
+        Operation::RecordBoot { slot, boot } => {
+            out.u8(RECORD_BOOT);
+            put_boot(out, slot, boot);
+        }
     }
 }
 
@@ -182,6 +189,10 @@ fn get_operation(reader: &mut Reader) -> Result<Operation, DecodeError> {
             Ok(Operation::Batch(operations))
         }
         OPEN => Ok(Operation::Open),
+        RECORD_BOOT => {
+            let (slot, boot) = get_boot(reader)?;
+            Ok(Operation::RecordBoot { slot, boot })
+        }
         tag => get_plain_operation(reader, tag),
     }
 }
@@ -217,7 +228,7 @@ fn get_plain_operation(reader: &mut Reader, tag: u8) -> Result<Operation, Decode
                 key: reader.bytes()?,
             })
         }
-        BATCH | OPEN => Err(DecodeError::NestedBatch),
+        BATCH | OPEN | RECORD_BOOT => Err(DecodeError::NestedBatch),
         tag => Err(reader.unknown("operation", tag.into())),
     }
 }

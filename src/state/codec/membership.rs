@@ -1,4 +1,4 @@
-//! The membership, in its log entry and in the snapshot.
+//! The membership, in its log entry and in the snapshot, and the boot records, in their commands and in the snapshot.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use super::{
     DecodeError, VERSION,
     wire::{Reader, Writer},
 };
-use crate::state::{MemberNode, Membership};
+use crate::state::{BootRecord, MemberNode, Membership};
 
 /// The least bytes of a node: id, two empty texts, the incarnation.
 const LEAST_NODE_BYTES: u64 = 3 + 16;
@@ -78,4 +78,25 @@ pub fn decode_membership(bytes: Bytes) -> Result<Membership, DecodeError> {
     }
     reader.finish()?;
     Ok(membership)
+}
+
+/// Writes a boot record with its slot.
+pub(in crate::state) fn put_boot(out: &mut Writer, slot: &str, boot: &BootRecord) {
+    out.bytes(slot.as_bytes());
+    out.varint(boot.raft_id);
+    out.raw(&boot.incarnation);
+    out.varint(boot.boot_counter);
+    out.u64_le(boot.nonce);
+}
+
+/// Reads a boot record and its slot.
+pub(in crate::state) fn get_boot(reader: &mut Reader) -> Result<(String, BootRecord), DecodeError> {
+    let slot = reader.text()?;
+    let boot = BootRecord {
+        raft_id: reader.varint()?,
+        incarnation: reader.array()?,
+        boot_counter: reader.varint()?,
+        nonce: reader.u64_le()?,
+    };
+    Ok((slot, boot))
 }

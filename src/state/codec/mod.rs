@@ -12,6 +12,7 @@
 //! | operation 3 Increment | flags (1: ttl), delta, initial, \[ttl ms\], key |
 //! | operation 4 Batch | count, operations |
 //! | operation 5 Open | |
+//! | operation 6 RecordBoot | slot, Raft id, incarnation (16 bytes), boot counter, nonce (8 bytes) |
 //! | entry | stamp: now (signed), count of touched, each 8 bytes little-endian; count of commands, each `bytes` of a command |
 //! | applied | revision, clock (signed), outcome |
 //! | outcome 1 Set | flags (1: previous), version, \[versioned\] |
@@ -20,6 +21,7 @@
 //! | outcome 4 Batch | count, outcomes |
 //! | outcome 5 Opened | |
 //! | outcome 6 Rejected | 1 ConditionFailed: flags (1: exists), \[version\]; 2 NotANumber; 3 OutOfRange; 4 NotOpen |
+//! | outcome 7 BootRecorded | flags (1: accepted) |
 //! | versioned | flags (1: deadline), version, \[deadline (signed)\], value |
 //! | membership | count of configs, each a count of ids, ascending; count of nodes, ascending by id: id, slot, peer address, incarnation (16 bytes) |
 //!
@@ -36,6 +38,7 @@ pub(super) mod wire;
 pub use applied::{decode_applied, encode_applied};
 pub use command::{count_commands, decode_command, decode_entry, encode_command, encode_entry};
 pub use membership::{decode_membership, encode_membership};
+pub(super) use membership::{get_boot, put_boot};
 pub use wire::DecodeError;
 
 /// The version of every record that this release writes, and the only one it reads.

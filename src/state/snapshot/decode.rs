@@ -10,8 +10,8 @@ use super::{
 };
 use crate::{
     state::{
-        BootRecord, DecodeError, FEATURE_LEVEL, LogPosition, MAX_KEY_BYTES, MAX_VALUE_BYTES, Machine,
-        codec::{decode_membership, wire::Reader},
+        DecodeError, FEATURE_LEVEL, LogPosition, MAX_KEY_BYTES, MAX_VALUE_BYTES, Machine,
+        codec::{decode_membership, get_boot, wire::Reader},
     },
     time::UnixMillis,
 };
@@ -258,16 +258,10 @@ fn take_keyspaces(reader: &mut Reader) -> Result<(u64, u64), DecodeError> {
 
 fn take_boots(machine: &mut Machine, reader: &mut Reader) -> Result<(), DecodeError> {
     for _ in 0..reader.count(1)? {
-        let slot = reader.text()?;
+        let (slot, boot) = get_boot(reader)?;
         if machine.boots.last_key_value().is_some_and(|(last, _)| *last >= slot) {
             return Err(reader.inconsistent("its slots do not ascend"));
         }
-        let boot = BootRecord {
-            raft_id: reader.varint()?,
-            incarnation: reader.array()?,
-            boot_counter: reader.varint()?,
-            nonce: reader.u64_le()?,
-        };
         machine.boots.insert(slot, boot);
     }
     Ok(())

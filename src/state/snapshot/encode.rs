@@ -12,7 +12,7 @@ use super::{
 };
 use crate::state::{
     LogPosition, Machine, Versioned,
-    codec::{encode_membership, wire::Writer},
+    codec::{encode_membership, put_boot, wire::Writer},
     map::Iter,
 };
 
@@ -145,11 +145,5 @@ fn put_keyspaces(machine: &Machine, out: &mut Writer) {
 
 fn put_boots(machine: &Machine, out: &mut Writer) {
     out.varint(machine.boots.len() as u64);
-    for (slot, boot) in &machine.boots {
-        out.bytes(slot.as_bytes());
-        out.varint(boot.raft_id);
-        out.raw(&boot.incarnation);
-        out.varint(boot.boot_counter);
-        out.u64_le(boot.nonce);
-    }
+    machine.boots.iter().for_each(|(slot, boot)| put_boot(out, slot, boot));
 }
