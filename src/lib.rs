@@ -10,6 +10,7 @@
 //! | 2 | [`raft`] | openraft between the two: proposing, reading, peers. Nothing else names openraft |
 //! | 3 | [`service`] | the seam `Cache`: here, or on the leader |
 //! | 3 | [`cluster`] | who am I, who are they: identity, genesis |
+//! | 3 | [`kubernetes`] | the seam to the Kubernetes API: how many pods are wanted, the claim |
 //! | 4 | [`api`], [`client`] | gRPC and HTTP; the Rust client |
 //! | 5 | [`config`], [`server`], [`mod@bench`] | settings; building, starting and stopping a node; the load harness |
 //! | 6 | `main`, [`cmd`] | the command line |
@@ -23,6 +24,7 @@ pub mod cluster;
 pub mod cmd;
 pub mod config;
 pub mod error;
+pub mod kubernetes;
 pub mod observe;
 pub mod proto;
 pub mod raft;

@@ -25,6 +25,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("raft", 2),
     ("service", 3),
     ("cluster", 3),
+    ("kubernetes", 3),
     ("api", 4),
     ("client", 4),
     ("config", 5),
@@ -52,7 +53,13 @@ const ONLY_IN: &[(&[&str], &[&str])] = &[
 ];
 
 /// Crates that only one module may name.
-const CRATES: &[(&str, &[&str])] = &[("openraft", &["raft"]), ("sled", &["store"]), ("anyhow", &["main"])];
+const CRATES: &[(&str, &[&str])] = &[
+    ("openraft", &["raft"]),
+    ("sled", &["store"]),
+    ("anyhow", &["main"]),
+    ("kube", &["kubernetes"]),
+    ("k8s_openapi", &["kubernetes"]),
+];
 
 /// What the pure state may not name: time, files, sockets, threads, runtimes, randomness, floats.
 const BANNED_IN_STATE: &[&[&str]] = &[
@@ -464,6 +471,8 @@ fn planted_violations_are_found() {
         ("src/store/a.rs", "use openraft::LogId;", "crate openraft"),
         ("src/raft/a.rs", "fn f(d: sled::Db) {}", "crate sled"),
         ("src/cmd/a.rs", "use anyhow::Context;", "crate anyhow"),
+        ("src/cmd/a.rs", "use kube::Client;", "crate kube"),
+        ("src/cluster/a.rs", "fn f(c: k8s_openapi::api::core::v1::ConfigMap) {}", "crate k8s_openapi"),
         ("src/state/a.rs", "use std::{collections::BTreeMap, time::Duration};", "std::time::Duration"),
         ("src/state/a.rs", "fn f() { tokio::spawn(g()) }", "tokio::spawn"),
         ("src/state/a.rs", "fn f(now: Instant) {}", "`Instant`"),
