@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc, time::D
 
 use tokio::{
     net::TcpListener,
-    sync::watch,
+    sync::{mpsc, watch},
     task::{JoinHandle, JoinSet},
 };
 use tonic::transport::server::TcpIncoming;
@@ -19,13 +19,15 @@ use tonic::transport::server::TcpIncoming;
 use crate::{
     api,
     cluster::{
-        self,
+        self, Scale,
+        keeper::{self, Keeper},
         run::{Founded, Genesis},
+        standing::{Absent, Verdict},
     },
     config::ServeConfig,
     error::{Error, Result},
     observe::{Metrics, SnapshotKind},
-    raft::{self, Directory, Hooks, Host, Myself, Node, Peers, SnapshotEvent},
+    raft::{self, Asked, Directory, Hooks, Host, Myself, Node, Peers, SnapshotEvent},
     service::{ClusterView, LateCache, NodeView, ReplicatedCache, duties},
     store::{self, Binding, IdentityFile, Log, LogOptions, Snapshots},
     time::Clock,
@@ -35,6 +37,8 @@ use crate::{
 /// Measured with 64 clients on 2 cores: one in flight 27 commands a sync and 17,600 Sets/s, two 21 and 16,200. An entry takes up to 1,024 commands or
 /// 4 MiB, so one is enough for any disk and network that such a round trip fits.
 const ENTRIES_IN_FLIGHT: usize = 1;
+/// Wishes for changes of the membership that wait for the leader's next look.
+const WISHES: usize = 256;
 /// How often readiness is looked at by those who wait for it.
 const READY_ROUND: Duration = Duration::from_millis(20);
 /// How long requests under way may take to finish at shutdown.
@@ -78,7 +82,7 @@ async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener> {
 pub enum Ended {
     /// A disk that failed, data that cannot be read, a broken invariant.
     Failed(Error),
-    /// It gave up a founding that can never be, and its data directory is new: start it again.
+    /// It gave up a founding that can never be, or was retired, and its data directory is new: start it again.
     FormattedAnew,
 }
 
@@ -116,8 +120,12 @@ struct Opened {
 
 fn open(config: &ServeConfig, metrics: &Arc<Metrics>) -> Result<Opened> {
     let dir: &Path = &config.data_dir;
-    let (identity, _) =
+    let (mut identity, _) =
         IdentityFile::open_or_format(dir, &config.slot, uuid::Uuid::new_v4()).map_err(storage)?;
+    if let Binding::Left { cluster } = identity.identity().binding {
+        tracing::info!(%cluster, "this directory left its cluster: its slot comes back as a new member");
+        identity.reformat(uuid::Uuid::new_v4()).map_err(storage)?;
+    }
     let incarnation = identity.identity().incarnation;
     let counted = metrics.clone();
     let options = LogOptions {
@@ -141,6 +149,7 @@ fn myself(config: &ServeConfig, identity: &store::Identity) -> Myself {
         nonce: rand::random(),
         client_address: config.advertised_client(),
         memory_limit_bytes: config.memory_limit_bytes.unwrap_or(0),
+        seeds: config.peers.seeds(),
     }
 }
 
@@ -171,11 +180,14 @@ impl Server {
         if let Binding::Bound { cluster, .. } = &identity.identity().binding {
             peers.bind(*cluster);
         }
-        let genesis = cluster::prepare(identity, config.peers.seeds(), peers.clone());
+        let listed = config.peers.iter().map(|(slot, _)| slot.to_owned()).collect();
+        let scale = Scale::new(None, Arc::new(|| None), listed);
+        let genesis = cluster::prepare(identity, config.peers.seeds(), peers.clone(), scale.clone());
         let refused = metrics.clone();
         let on_refused = Arc::new(move |reason| refused.peer_refused(reason));
         let host = Host::new(peers.clone(), snapshots.clone(), genesis.published(), on_refused);
-        let view = NodeView::new(host.clone(), peers.clone(), genesis.waiting());
+        let leaderless = watch::Sender::new(Absent::default().sentence(0));
+        let view = NodeView::new(host.clone(), peers.clone(), genesis.waiting(), leaderless.subscribe());
         let cache = LateCache::new(genesis.waiting());
 
         let stop_clients = watch::Sender::new(false);
@@ -192,6 +204,8 @@ impl Server {
         let start = Start {
             config,
             peers,
+            scale,
+            leaderless,
             host: host.clone(),
             log: log.clone(),
             snapshots,
@@ -280,6 +294,8 @@ async fn serve_peers(listener: TcpListener, host: Arc<Host>) -> Result<()> {
 struct Start {
     config: ServeConfig,
     peers: Arc<Peers>,
+    scale: Arc<Scale>,
+    leaderless: watch::Sender<String>,
     host: Arc<Host>,
     log: Log,
     snapshots: Snapshots,
@@ -292,8 +308,9 @@ struct Start {
 impl Start {
     /// Finds or founds the cluster, runs in it, and returns only when it does not go on.
     async fn run(self, genesis: Genesis<IdentityFile>) -> Result<Ended> {
-        let Founded { cluster, founders, store: identity } = genesis.run().await?;
+        let Founded { cluster, founders, store: identity, published } = genesis.run().await?;
         self.peers.bind(cluster);
+        let is_founder = founders.is_some();
         let options = raft::Options {
             heartbeat_ms: self.config.heartbeat_ms,
             election_timeout_min_ms: self.config.election_timeout_min_ms,
@@ -302,10 +319,19 @@ impl Start {
             entries_in_flight: ENTRIES_IN_FLIGHT,
             founders: founders.map(|set| raft::founders(&set)).unwrap_or_default(),
         };
-        let (log, hooks, peers) = (self.log.clone(), self.hooks(), self.peers.clone());
-        let node =
-            Node::start(options, peers.clone(), log, self.snapshots, self.clock, hooks, self.booted_before)
-                .await?;
+        let (wishes, asked) = mpsc::channel(WISHES);
+        let (log, hooks, peers) = (self.log.clone(), self.hooks(wishes), self.peers.clone());
+        let node = Node::start(
+            options,
+            peers.clone(),
+            log,
+            self.snapshots.clone(),
+            self.clock.clone(),
+            hooks,
+            self.booted_before,
+        )
+        .await?;
+        duties::remember_starts(&node);
         self.host.run(node.clone());
         let forwarded = self.metrics.clone();
         let on_forward = Arc::new(move || {
@@ -314,20 +340,31 @@ impl Start {
         self.cache.fill(ReplicatedCache::new(node.clone(), on_forward));
         let mut background = JoinSet::new();
         background.spawn(cluster::gate::keep(node.clone()));
+        let seeds = self.config.peers.seeds();
+        let keeping =
+            keeper::Options { seeds: seeds.clone(), max_voters: 5, silent: Duration::from_secs(60) };
+        background.spawn(Keeper::new(node.clone(), self.scale.clone(), keeping, asked).run());
         background.spawn(duties::run(node.clone()));
         background.spawn(duties::learn_addresses(self.host.clone(), node.clone()));
+        let report = |absent: &Absent, voters| {
+            self.metrics.voters_lost.set(absent.lost() as u64);
+            self.leaderless.send_replace(absent.sentence(voters));
+        };
+        let standing = cluster::standing::watch(node.clone(), self.scale.clone(), seeds, is_founder, report);
         tokio::select! {
             error = node.failed() => Ok(Ended::Failed(error)),
-            () = cluster::until_given_up(identity.identity().clone(), peers, node.clone()) => {
+            () = cluster::until_given_up(identity.identity().clone(), peers, self.scale.clone(), node.clone()) => {
                 give_up(&node, identity).await
             }
+            verdict = standing => self.act_on(verdict, &node, identity, published).await,
         }
     }
 
-    fn hooks(&self) -> Hooks {
+    fn hooks(&self, wishes: mpsc::Sender<Asked>) -> Hooks {
         let (proposed, synced, snapshots) =
             (self.metrics.clone(), self.metrics.clone(), self.metrics.clone());
         Hooks {
+            wishes,
             on_propose: Arc::new(move |commands| {
                 proposed.proposed_entries.inc();
                 proposed.proposed_commands.inc_by(commands as u64);
@@ -346,14 +383,60 @@ impl Start {
     }
 }
 
+impl Start {
+    /// Does what a verdict about this node's standing asks for.
+    async fn act_on(
+        &self,
+        verdict: Verdict,
+        node: &Node,
+        identity: IdentityFile,
+        published: watch::Sender<store::Identity>,
+    ) -> Result<Ended> {
+        match verdict {
+            Verdict::Retired => {
+                let cluster = self.peers.cluster().ok_or_else(|| storage("only a bound node is retired"))?;
+                let identity = cluster::run::save(identity, Binding::Left { cluster }).await?;
+                published.send_replace(identity.identity().clone());
+                if node.is_leaving() {
+                    tracing::info!(%cluster, "left the cluster; waiting to be stopped");
+                    return Ok(Ended::Failed(node.failed().await));
+                }
+                tracing::warn!(%cluster, "this incarnation was retired from its cluster: coming back as a new one");
+                start_over(node, identity).await
+            }
+            Verdict::ClusterGone { instead } => {
+                tracing::warn!(%instead, "the cluster that this node was to join is gone, and it holds nothing of it");
+                start_over(node, identity).await
+            }
+            Verdict::Superseded { reason, by } => {
+                node.shutdown().await?;
+                Err(Error::Invalid(format!(
+                    "{reason}: slot {by} has heard of a later start of this data directory, or of another process that runs on a copy of \
+                     it; a directory is a member and must not be copied or rolled back: empty this one, and it joins as a new member"
+                )))
+            }
+        }
+    }
+}
+
 /// Stops Raft and makes the directory a new member's, unless an entry came in the last moment.
-async fn give_up(node: &Node, mut identity: IdentityFile) -> Result<Ended> {
+async fn give_up(node: &Node, identity: IdentityFile) -> Result<Ended> {
     node.shutdown().await?;
     if node.log().last().is_some_and(|last| last.index > 0) {
         return Err(Error::Unavailable(
             "an entry came while this founder was giving up: start it again".into(),
         ));
     }
+    format_anew(identity).await
+}
+
+/// Stops Raft and makes the directory a new member's.
+async fn start_over(node: &Node, identity: IdentityFile) -> Result<Ended> {
+    node.shutdown().await?;
+    format_anew(identity).await
+}
+
+async fn format_anew(mut identity: IdentityFile) -> Result<Ended> {
     tokio::task::spawn_blocking(move || identity.reformat(uuid::Uuid::new_v4()))
         .await
         .map_err(storage)?

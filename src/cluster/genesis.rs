@@ -28,10 +28,9 @@
 //! - Silence decides nothing: a seed that does not answer is waited for.
 //!
 //! # Not here
-//! Asking and saving (`run`); the gate's entry in the log (`raft`); joining a cluster, and replacing a member that lost its
-//! volume, come with a later release: until then such a node waits and says so ([`Waiting::NotNamed`]).
+//! Asking and saving (`run`); the gate's entry in the log (`raft`); what follows a [`Step::Join`] (`plan`).
 //!
-//! `tests/genesis_model.rs` explores these very functions with a model checker.
+//! `tests/genesis_model` explores these very functions with a model checker.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -61,6 +60,19 @@ pub struct SeedAnswer {
     pub incarnation: Uuid,
     /// What it is bound to.
     pub binding: Binding,
+    /// The slots of the seeds, as it was told; empty if it is bound, or does not say.
+    pub seeds: Vec<String>,
+}
+
+/// Whom a node asks, and what else it knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// The slots of all seeds, the node's own too if it is one.
+    pub seeds: Vec<String>,
+    /// Other slots where members may be: they found nothing, but a bound one keeps the seeds from it.
+    pub others: Vec<String>,
+    /// The cluster that claimed these seeds, in words of the claim; see [`Waiting::Claimed`].
+    pub claim: Option<String>,
 }
 
 /// What was heard, by the slot that was asked: an answer, or why there is none. A slot that is missing was not asked yet.
@@ -77,11 +89,25 @@ pub enum Step {
     Follow(FoundingSet),
     /// Bound, and it stays so: run Raft.
     Stay,
+    /// Ask these, who are bound to a cluster that does not name this node, to let it join; and write `Bound` without founders
+    /// once one of them has.
+    Join(Vec<Door>),
     /// The cluster this founder is bound to can never come to be, and it holds nothing of it: format the directory anew.
     /// Raft must be stopped, and `holds_data` must still be false after that, before anything is deleted.
     GiveUp,
     /// Nothing to do but ask again.
     Wait(Waiting),
+}
+
+/// A bound node that may let others join.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Door {
+    /// Its slot.
+    pub slot: String,
+    /// Its incarnation's Raft id.
+    pub raft_id: u64,
+    /// Its cluster.
+    pub cluster: ClusterId,
 }
 
 /// Why a seed waits. Its `Display` is the sentence for the log and for `/readyz`.
@@ -91,12 +117,19 @@ pub enum Waiting {
     Missing(Vec<(String, String)>),
     /// These seeds answered, but do not promise the same founding set yet.
     NotPromised(Vec<String>),
-    /// A seed belongs to a cluster that does not name this node.
-    NotNamed {
-        /// The seed that said so.
+    /// A cluster of these seeds was written to before, and none of its members is here.
+    Claimed {
+        /// The claim.
+        claim: String,
+    },
+    /// A seed was told of other seeds.
+    SeedsDiffer {
+        /// The seed.
         slot: String,
-        /// Its cluster.
-        cluster: ClusterId,
+        /// What it was told.
+        theirs: Vec<String>,
+        /// What this node was told.
+        ours: Vec<String>,
     },
     /// Two slots have one incarnation: a copied data directory.
     SameIncarnation {
@@ -121,6 +154,8 @@ pub enum Waiting {
     NotASeed {
         /// This node's slot.
         slot: String,
+        /// The seeds it waits for.
+        seeds: Vec<String>,
     },
 }
 
@@ -139,11 +174,17 @@ impl std::fmt::Display for Waiting {
                 "no cluster yet; every seed answered, and seed {} has still to promise the same founders",
                 seeds.join(" and seed ")
             ),
-            Self::NotNamed { slot, cluster } => write!(
+            Self::Claimed { claim } => write!(
                 f,
-                "the cluster {cluster} of seed {slot} does not name this node, whose data directory is new; joining and \
-                 replacing members comes with a later release: bring back this slot's former data directory, or start \
-                 all seeds on empty ones if that cluster holds nothing of value"
+                "every seed is empty, but their cluster {claim} was written to before: waiting for a member of it; bring back \
+                 a volume of it, or, if all are lost, delete the claim to start an empty cluster"
+            ),
+            Self::SeedsDiffer { slot, theirs, ours } => write!(
+                f,
+                "no cluster yet; this node was told that the seeds are {}, and seed {slot} that they are {}: give all nodes \
+                 the same list",
+                ours.join(", "),
+                theirs.join(", ")
             ),
             Self::SameIncarnation { slot, other } => write!(
                 f,
@@ -158,26 +199,28 @@ impl std::fmt::Display for Waiting {
                 f,
                 "this data directory was retired from cluster {cluster}; start this slot on an empty directory"
             ),
-            Self::NotASeed { slot } => {
-                write!(f, "slot {slot} is no seed and can only join; joining comes with a later release")
-            }
+            Self::NotASeed { slot, seeds } => write!(
+                f,
+                "slot {slot} is no seed and joins once there is a cluster; none of the seeds {} belongs to one yet",
+                seeds.join(", ")
+            ),
         }
     }
 }
 
-/// What a node does next, from what it is and what it heard. `seeds` are the slots of all seeds, its own among them.
+/// What a node does next, from what it is and what it heard.
 ///
 /// Pure and total: any answer, however old or wrong, gives a step; an empty `answers` gives a wait (or, for a lone seed,
 /// the founding). Answers must stem from questions that were asked after this node's last own step: then what a
 /// giving-up founder heard of the others can never become untrue again.
-pub fn decide(me: &View, answers: &Answers, seeds: &[String]) -> Step {
+pub fn decide(me: &View, answers: &Answers, scope: &Scope) -> Step {
     match &me.binding {
         Binding::Bound { cluster, founders } => match founders {
             Some(set) if !me.holds_data && all_others_are_gone(me, *cluster, set, answers) => Step::GiveUp,
             _ => Step::Stay,
         },
         Binding::Left { cluster } => Step::Wait(Waiting::Retired { cluster: *cluster }),
-        Binding::Formatted | Binding::Promised(_) => decide_unbound(me, answers, seeds),
+        Binding::Formatted | Binding::Promised(_) => decide_unbound(me, answers, scope),
     }
 }
 
@@ -209,40 +252,51 @@ fn all_others_are_gone(me: &View, cluster: ClusterId, set: &FoundingSet, answers
         })
 }
 
-fn decide_unbound(me: &View, answers: &Answers, seeds: &[String]) -> Step {
-    if !seeds.contains(&me.slot) {
-        return Step::Wait(Waiting::NotASeed { slot: me.slot.clone() });
-    }
-    let others = || seeds.iter().filter(|slot| **slot != me.slot);
-    let heard = || others().filter_map(|slot| answers.get(slot)?.as_ref().ok().map(|answer| (slot, answer)));
+fn decide_unbound(me: &View, answers: &Answers, scope: &Scope) -> Step {
+    let Scope { seeds, others, claim } = scope;
+    let not_me = |slot: &&String| **slot != me.slot;
+    let heard = |slots: Vec<&String>| -> Vec<&SeedAnswer> {
+        slots.into_iter().filter_map(|slot| answers.get(slot)?.as_ref().ok()).collect()
+    };
+    let all = heard(seeds.iter().chain(others).filter(not_me).collect());
 
     // One answer is enough to follow: whoever is bound to a set heard all of it promise, me included.
-    if let Some(set) = heard().find_map(|(_, answer)| founded_with(me, answer)) {
+    if let Some(set) = all.iter().find_map(|answer| founded_with(me, answer)) {
         return Step::Follow(set.clone());
     }
-    for (slot, answer) in heard() {
-        match answer.binding {
-            Binding::Bound { cluster, .. } => {
-                return Step::Wait(Waiting::NotNamed { slot: slot.clone(), cluster });
-            }
-            Binding::Left { cluster } => {
-                return Step::Wait(Waiting::SeedLeft { slot: slot.clone(), cluster });
-            }
-            Binding::Formatted | Binding::Promised(_) => {}
+    let doors: Vec<Door> = all.iter().filter_map(|answer| door(answer)).collect();
+    if !doors.is_empty() {
+        return Step::Join(doors);
+    }
+    if !seeds.contains(&me.slot) {
+        return Step::Wait(Waiting::NotASeed { slot: me.slot.clone(), seeds: seeds.clone() });
+    }
+    let heard = heard(seeds.iter().filter(not_me).collect());
+    for answer in &heard {
+        if let Binding::Left { cluster } = answer.binding {
+            return Step::Wait(Waiting::SeedLeft { slot: answer.slot.clone(), cluster });
+        }
+        if !answer.seeds.is_empty() && !same_slots(&answer.seeds, seeds) {
+            let (slot, theirs) = (answer.slot.clone(), answer.seeds.clone());
+            return Step::Wait(Waiting::SeedsDiffer { slot, theirs, ours: seeds.clone() });
         }
     }
-    let missing: Vec<_> = others()
-        .filter_map(|slot| match answers.get(slot) {
-            Some(Ok(_)) => None,
-            Some(Err(why)) => Some((slot.clone(), why.clone())),
-            None => Some((slot.clone(), "not asked yet".into())),
-        })
-        .collect();
+    // Every seed must answer; of the others it is enough to have asked.
+    let silent = |slot: &String| match answers.get(slot) {
+        Some(Ok(_)) => None,
+        Some(Err(why)) => Some((slot.clone(), why.clone())),
+        None => Some((slot.clone(), "not asked yet".into())),
+    };
+    let unasked = others.iter().filter(not_me).filter(|slot| !answers.contains_key(*slot));
+    let missing: Vec<_> = seeds.iter().filter(not_me).chain(unasked).filter_map(silent).collect();
     if !missing.is_empty() {
         return Step::Wait(Waiting::Missing(missing));
     }
+    if let Some(claim) = claim {
+        return Step::Wait(Waiting::Claimed { claim: claim.clone() });
+    }
 
-    let mut set = FoundingSet(heard().map(|(slot, answer)| (slot.clone(), answer.incarnation)).collect());
+    let mut set = FoundingSet(heard.iter().map(|answer| (answer.slot.clone(), answer.incarnation)).collect());
     set.0.insert(me.slot.clone(), me.incarnation);
     if let Some(waiting) = shared_incarnation(&set) {
         return Step::Wait(waiting);
@@ -251,11 +305,22 @@ fn decide_unbound(me: &View, answers: &Answers, seeds: &[String]) -> Step {
     if set.0.len() > 1 && me.binding != Binding::Promised(set.clone()) {
         return Step::Promise(set);
     }
-    let behind: Vec<_> = heard()
-        .filter(|(_, answer)| !matches!(&answer.binding, Binding::Promised(theirs) if *theirs == set))
-        .map(|(slot, _)| slot.clone())
+    let behind: Vec<_> = heard
+        .iter()
+        .filter(|answer| !matches!(&answer.binding, Binding::Promised(theirs) if *theirs == set))
+        .map(|answer| answer.slot.clone())
         .collect();
     if behind.is_empty() { Step::Found(set) } else { Step::Wait(Waiting::NotPromised(behind)) }
+}
+
+/// Where to ask to join: at whoever is bound.
+fn door(answer: &SeedAnswer) -> Option<Door> {
+    let Binding::Bound { cluster, .. } = answer.binding else { return None };
+    Some(Door { slot: answer.slot.clone(), raft_id: raft_id(answer.incarnation), cluster })
+}
+
+fn same_slots(a: &[String], b: &[String]) -> bool {
+    a.iter().collect::<BTreeSet<_>>() == b.iter().collect::<BTreeSet<_>>()
 }
 
 /// The set that `answer` is bound to, if it names this very incarnation and still is that cluster's id.
@@ -292,6 +357,14 @@ mod tests {
         ["0", "1", "2"].map(String::from).to_vec()
     }
 
+    fn scope() -> Scope {
+        Scope { seeds: seeds(), ..Scope::default() }
+    }
+
+    fn alone_scope() -> Scope {
+        Scope { seeds: vec!["0".into()], ..Scope::default() }
+    }
+
     fn set(a: u128, b: u128, c: u128) -> FoundingSet {
         FoundingSet(seeds().into_iter().zip([a, b, c].map(inc)).collect())
     }
@@ -308,7 +381,10 @@ mod tests {
         of.into_iter()
             .map(|(slot, incarnation, binding)| {
                 let slot = slot.to_string();
-                (slot.clone(), Ok(SeedAnswer { slot, incarnation: inc(incarnation), binding }))
+                (
+                    slot.clone(),
+                    Ok(SeedAnswer { slot, incarnation: inc(incarnation), binding, seeds: Vec::new() }),
+                )
             })
             .collect()
     }
@@ -319,19 +395,19 @@ mod tests {
 
     #[test]
     fn promises_exactly_what_it_heard() {
-        assert_eq!(decide(&me(Binding::Formatted), &formatted(), &seeds()), Step::Promise(set(10, 20, 30)));
+        assert_eq!(decide(&me(Binding::Formatted), &formatted(), &scope()), Step::Promise(set(10, 20, 30)));
     }
 
     #[test]
     fn a_newer_promise_replaces_one_that_names_a_wiped_seed() {
-        let step = decide(&me(Binding::Promised(set(10, 20, 29))), &formatted(), &seeds());
+        let step = decide(&me(Binding::Promised(set(10, 20, 29))), &formatted(), &scope());
         assert_eq!(step, Step::Promise(set(10, 20, 30)));
     }
 
     #[test]
     fn waits_for_the_promise_of_each_other_seed_by_name() {
         let answers = heard([(1, 20, Binding::Promised(set(10, 20, 30))), (2, 30, Binding::Formatted)]);
-        let step = decide(&me(Binding::Promised(set(10, 20, 30))), &answers, &seeds());
+        let step = decide(&me(Binding::Promised(set(10, 20, 30))), &answers, &scope());
         assert_eq!(step, Step::Wait(Waiting::NotPromised(vec!["2".into()])));
     }
 
@@ -339,21 +415,21 @@ mod tests {
     fn founds_once_all_promise_the_same() {
         let all = Binding::Promised(set(10, 20, 30));
         let answers = heard([(1, 20, all.clone()), (2, 30, all.clone())]);
-        assert_eq!(decide(&me(all), &answers, &seeds()), Step::Found(set(10, 20, 30)));
+        assert_eq!(decide(&me(all), &answers, &scope()), Step::Found(set(10, 20, 30)));
     }
 
     #[test]
     fn does_not_found_without_having_promised_itself() {
         let all = Binding::Promised(set(10, 20, 30));
         let answers = heard([(1, 20, all.clone()), (2, 30, all)]);
-        assert_eq!(decide(&me(Binding::Formatted), &answers, &seeds()), Step::Promise(set(10, 20, 30)));
+        assert_eq!(decide(&me(Binding::Formatted), &answers, &scope()), Step::Promise(set(10, 20, 30)));
     }
 
     #[test]
     fn follows_on_one_answer_with_the_other_seed_silent() {
         let mut answers = heard([(1, 20, bound(set(10, 20, 30))), (2, 30, Binding::Formatted)]);
         answers.insert("2".into(), Err("connection refused".into()));
-        let step = decide(&me(Binding::Formatted), &answers, &seeds());
+        let step = decide(&me(Binding::Formatted), &answers, &scope());
         assert_eq!(step, Step::Follow(set(10, 20, 30)));
     }
 
@@ -361,26 +437,78 @@ mod tests {
     fn does_not_follow_a_set_that_is_not_the_hash_of_its_cluster() {
         let other = Binding::Bound { cluster: ClusterId([7; 16]), founders: Some(set(10, 20, 30)) };
         let answers = heard([(1, 20, other), (2, 30, Binding::Formatted)]);
-        let step = decide(&me(Binding::Formatted), &answers, &seeds());
-        assert!(matches!(step, Step::Wait(Waiting::NotNamed { .. })), "{step:?}");
+        let step = decide(&me(Binding::Formatted), &answers, &scope());
+        assert!(matches!(step, Step::Join(_)), "{step:?}");
     }
 
     #[test]
-    fn waits_before_a_cluster_that_does_not_name_it_and_says_so() {
+    fn joins_a_cluster_that_does_not_name_it_at_any_door() {
         let foreign = set(11, 20, 30);
+        let doors = |slots: &[(u8, u128)]| {
+            let cluster = foreign.cluster_id();
+            let door =
+                |(slot, i): &(u8, u128)| Door { slot: slot.to_string(), raft_id: raft_id(inc(*i)), cluster };
+            Step::Join(slots.iter().map(door).collect())
+        };
         let answers = heard([(1, 20, bound(foreign.clone())), (2, 30, bound(foreign.clone()))]);
-        let Step::Wait(waiting) = decide(&me(Binding::Formatted), &answers, &seeds()) else { panic!() };
-        let sentence = waiting.to_string();
-        assert!(sentence.contains(&foreign.cluster_id().to_string()), "{sentence}");
-        assert!(sentence.contains("does not name this node"), "{sentence}");
-        assert!(sentence.contains("later release"), "{sentence}");
+        assert_eq!(decide(&me(Binding::Formatted), &answers, &scope()), doors(&[(1, 20), (2, 30)]));
+        let promised = me(Binding::Promised(set(10, 20, 30)));
+        assert_eq!(decide(&promised, &answers, &scope()), doors(&[(1, 20), (2, 30)]));
+        // A member that is no seed is a door as well, and keeps the seeds from founding.
+        let joined = Binding::Bound { cluster: foreign.cluster_id(), founders: None };
+        let mut answers = formatted();
+        let answer =
+            SeedAnswer { slot: "3".into(), incarnation: inc(40), binding: joined, seeds: Vec::new() };
+        let wide = Scope { others: vec!["3".into()], ..scope() };
+        let step = decide(&me(Binding::Formatted), &answers, &wide);
+        assert!(matches!(&step, Step::Wait(Waiting::Missing(missing)) if missing[0].0 == "3"), "{step:?}");
+        answers.insert("3".into(), Ok(answer));
+        assert_eq!(decide(&me(Binding::Formatted), &answers, &wide), doors(&[(3, 40)]));
+        answers.insert("3".into(), Err("it does not resolve".into()));
+        assert_eq!(decide(&me(Binding::Formatted), &answers, &wide), Step::Promise(set(10, 20, 30)));
+    }
+
+    #[test]
+    fn a_node_that_is_no_seed_waits_for_a_cluster() {
+        let view = View { slot: "3".into(), ..me(Binding::Formatted) };
+        let step = decide(&view, &Answers::new(), &scope());
+        let Step::Wait(waiting) = step else { panic!("{step:?}") };
+        assert!(waiting.to_string().contains("none of the seeds 0, 1, 2 belongs to one yet"), "{waiting}");
+    }
+
+    #[test]
+    fn a_claim_keeps_empty_seeds_from_founding_but_nobody_from_joining() {
+        let claimed = Scope { claim: Some("c1".into()), ..scope() };
+        let step = decide(&me(Binding::Formatted), &formatted(), &claimed);
+        assert_eq!(step, Step::Wait(Waiting::Claimed { claim: "c1".into() }));
+        let promised = Binding::Promised(set(10, 20, 30));
+        let answers = heard([(1, 20, promised.clone()), (2, 30, promised.clone())]);
+        let step = decide(&me(promised), &answers, &claimed);
+        assert_eq!(step, Step::Wait(Waiting::Claimed { claim: "c1".into() }));
+        let answers = heard([(1, 20, bound(set(11, 20, 30))), (2, 30, Binding::Formatted)]);
+        assert!(matches!(decide(&me(Binding::Formatted), &answers, &claimed), Step::Join(_)));
+    }
+
+    #[test]
+    fn seeds_that_were_told_of_other_seeds_do_not_found() {
+        let mut answers = formatted();
+        let told = |answers: &mut Answers, seeds: &[&str]| {
+            let Some(Ok(answer)) = answers.get_mut("1") else { panic!("slot 1 answered") };
+            answer.seeds = seeds.iter().map(ToString::to_string).collect();
+        };
+        told(&mut answers, &["1", "0"]);
+        let step = decide(&me(Binding::Formatted), &answers, &scope());
+        let Step::Wait(waiting) = step else { panic!("{step:?}") };
+        assert!(waiting.to_string().contains("seed 1 that they are 1, 0"), "{waiting}");
+        told(&mut answers, &["2", "1", "0"]);
+        assert!(matches!(decide(&me(Binding::Formatted), &answers, &scope()), Step::Promise(_)));
     }
 
     #[test]
     fn names_the_missing_seed_and_why() {
         let mut answers = formatted();
         answers.insert("2".into(), Err("connection refused".into()));
-        let Step::Wait(waiting) = decide(&me(Binding::Formatted), &answers, &seeds()) else { panic!() };
+        let Step::Wait(waiting) = decide(&me(Binding::Formatted), &answers, &scope()) else { panic!() };
         let sentence = waiting.to_string();
         assert!(sentence.contains("seed 2 is missing (connection refused)"), "{sentence}");
         assert!(!sentence.contains("seed 1"), "{sentence}");
@@ -388,61 +516,61 @@ mod tests {
 
     #[test]
     fn silence_founds_nothing() {
-        let step = decide(&me(Binding::Formatted), &Answers::new(), &seeds());
+        let step = decide(&me(Binding::Formatted), &Answers::new(), &scope());
         assert!(matches!(&step, Step::Wait(Waiting::Missing(slots)) if slots.len() == 2), "{step:?}");
     }
 
     #[test]
     fn a_lone_seed_founds_at_once() {
-        let step = decide(&me(Binding::Formatted), &Answers::new(), &["0".into()]);
+        let step = decide(&me(Binding::Formatted), &Answers::new(), &alone_scope());
         assert_eq!(step, Step::Found(FoundingSet([("0".into(), inc(10))].into())));
     }
 
     #[test]
     fn a_lone_founder_never_gives_up() {
         let alone = FoundingSet([("0".into(), inc(10))].into());
-        assert_eq!(decide(&me(bound(alone)), &Answers::new(), &["0".into()]), Step::Stay);
+        assert_eq!(decide(&me(bound(alone)), &Answers::new(), &alone_scope()), Step::Stay);
     }
 
     #[test]
     fn gives_up_only_empty_and_only_if_every_other_founder_is_gone() {
         let mine = me(bound(set(10, 20, 30)));
         let wiped = heard([(1, 21, Binding::Formatted), (2, 31, Binding::Formatted)]);
-        assert_eq!(decide(&mine, &wiped, &seeds()), Step::GiveUp);
-        assert_eq!(decide(&View { holds_data: true, ..mine.clone() }, &wiped, &seeds()), Step::Stay);
+        assert_eq!(decide(&mine, &wiped, &scope()), Step::GiveUp);
+        assert_eq!(decide(&View { holds_data: true, ..mine.clone() }, &wiped, &scope()), Step::Stay);
 
         let elsewhere = heard([(1, 20, bound(set(9, 20, 30))), (2, 31, Binding::Formatted)]);
-        assert_eq!(decide(&mine, &elsewhere, &seeds()), Step::GiveUp);
+        assert_eq!(decide(&mine, &elsewhere, &scope()), Step::GiveUp);
 
         let one_left = heard([(1, 20, Binding::Promised(set(9, 20, 30))), (2, 31, Binding::Formatted)]);
-        assert_eq!(decide(&mine, &one_left, &seeds()), Step::Stay, "seed 1 still follows me");
+        assert_eq!(decide(&mine, &one_left, &scope()), Step::Stay, "seed 1 still follows me");
 
         let mut silent = wiped;
         silent.insert("2".into(), Err("timed out".into()));
-        assert_eq!(decide(&mine, &silent, &seeds()), Step::Stay);
+        assert_eq!(decide(&mine, &silent, &scope()), Step::Stay);
     }
 
     #[test]
     fn one_that_joined_never_gives_up() {
         let joined = me(Binding::Bound { cluster: ClusterId([1; 16]), founders: None });
         let wiped = heard([(1, 21, Binding::Formatted), (2, 31, Binding::Formatted)]);
-        assert_eq!(decide(&joined, &wiped, &seeds()), Step::Stay);
+        assert_eq!(decide(&joined, &wiped, &scope()), Step::Stay);
     }
 
     #[test]
     fn copies_of_one_directory_do_not_found() {
         let answers = heard([(1, 10, Binding::Formatted), (2, 30, Binding::Formatted)]);
-        let step = decide(&me(Binding::Formatted), &answers, &seeds());
+        let step = decide(&me(Binding::Formatted), &answers, &scope());
         assert_eq!(step, Step::Wait(Waiting::SameIncarnation { slot: "0".into(), other: "1".into() }));
     }
 
     #[test]
     fn retired_directories_found_nothing() {
         let left = Binding::Left { cluster: ClusterId([3; 16]) };
-        let step = decide(&me(left.clone()), &formatted(), &seeds());
+        let step = decide(&me(left.clone()), &formatted(), &scope());
         assert!(matches!(step, Step::Wait(Waiting::Retired { .. })), "{step:?}");
         let answers = heard([(1, 20, left), (2, 30, Binding::Formatted)]);
-        let step = decide(&me(Binding::Formatted), &answers, &seeds());
+        let step = decide(&me(Binding::Formatted), &answers, &scope());
         assert!(matches!(step, Step::Wait(Waiting::SeedLeft { .. })), "{step:?}");
     }
 

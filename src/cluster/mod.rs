@@ -1,23 +1,30 @@
 //! Who am I, and who are they.
 //!
 //! # Purpose
-//! Before Raft can run, a node must know which cluster it belongs to and who its founders are. This module finds out.
+//! Before Raft can run, a node must know which cluster it belongs to. While it runs, members come, lose their volumes, and go. This module
+//! decides both: who founds, and who is a member.
 //!
 //! # Reading order
 //! - [`slot`]: the names of places, and the list of peers.
-//! - [`genesis`]: the decision, pure. The heart; start there.
-//! - [`run`]: the loop around it that asks, saves and publishes; `founding` puts the real file and network behind it.
+//! - [`genesis`]: the decision of a node without a cluster, pure. The heart; start there.
+//! - [`run`]: the loop around it that asks, saves and publishes; `founding` puts the real file, network and claim behind it.
 //! - [`gate`]: the leader opens the cluster once every founder has acknowledged an entry.
+//! - [`plan`]: which change of the membership comes next, pure; [`keeper`]: the leader's loop around it.
+//! - [`standing`]: what the others say of a node that is bound: retired, a copy, or fine.
+//! - `scale`: how many nodes there are to be.
 //!
 //! # Not here
-//! The record on disk (`store::identity`), what peers check on each call (`raft::handshake`), and, in this release, joining,
-//! replacing and retiring members.
+//! The record on disk (`store::identity`), what peers check on each call (`raft::handshake`), how a change is carried out (`raft::wish`).
 
 mod founding;
 pub mod gate;
 pub mod genesis;
+pub mod keeper;
 pub mod plan;
 pub mod run;
+mod scale;
 pub mod slot;
+pub mod standing;
 
 pub use founding::{prepare, until_given_up};
+pub use scale::{Configured, Scale};

@@ -32,6 +32,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
+pub use crate::raft::Newcomer;
 use crate::raft::handshake::slot_order;
 
 /// A member, as the leader sees it.
@@ -47,17 +48,6 @@ pub struct Member {
     pub caught_up: bool,
     /// Whether it acknowledged an entry after the first, the founding membership.
     pub holds_entry: bool,
-}
-
-/// Somebody who asked to join.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Newcomer {
-    /// Its Raft id.
-    pub raft_id: u64,
-    /// Its slot.
-    pub slot: String,
-    /// Its incarnation.
-    pub incarnation: Uuid,
 }
 
 /// What the leader knows.
@@ -128,6 +118,16 @@ pub enum Blocked {
     /// It lags.
     #[error("slot {0} is catching up")]
     Lagging(String),
+}
+
+impl Blocked {
+    /// Whether it tells the asker about this slot that waiting alone will not do.
+    pub fn answers_for_good(&self, slot: Option<&str>) -> bool {
+        match self {
+            Self::Occupied(blocked) | Self::NoRoom(blocked) => Some(blocked.as_str()) == slot,
+            Self::NoQuorum { .. } | Self::NotOpen(_) | Self::Lagging(_) => false,
+        }
+    }
 }
 
 /// What comes next, and what has to wait.

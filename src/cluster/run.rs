@@ -22,7 +22,7 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use rand::Rng;
 use tokio::sync::watch;
 
-use super::genesis::{Answers, SeedAnswer, Step, View, decide};
+use super::genesis::{Answers, Door, Scope, SeedAnswer, Step, View, decide};
 use crate::{
     error::{Error, Result},
     store::identity::{Binding, ClusterId, FoundingSet, Identity},
@@ -36,6 +36,21 @@ pub trait Peers: Send + Sync + 'static {
     /// # Errors
     /// Why there is no answer, in a few words for the log ("connection refused", "the name does not resolve").
     async fn hello(&self, slot: &str) -> Result<SeedAnswer, String>;
+
+    /// Asks a bound node to let this one join, and returns once the cluster has it as a learner.
+    ///
+    /// # Errors
+    /// Why it has not, as a sentence for the log.
+    async fn join(&self, door: &Door) -> Result<ClusterId, String>;
+
+    /// Other slots than the seeds' where members may be.
+    async fn others(&self) -> Vec<String>;
+
+    /// The claim of a cluster of these seeds that was written to, if there is one. Asked only before a step of founding.
+    ///
+    /// # Errors
+    /// Why it is not known whether there is one, as a sentence for the log.
+    async fn claim(&self) -> Result<Option<String>, String>;
 }
 
 /// Where this node's binding is kept.
@@ -74,6 +89,8 @@ pub struct Founded<S> {
     pub founders: Option<FoundingSet>,
     /// Where its binding is kept.
     pub store: S,
+    /// Where a later binding is published.
+    pub published: watch::Sender<Identity>,
 }
 
 /// The genesis of one node.
@@ -96,7 +113,7 @@ impl<S: BindingStore> Genesis<S> {
         Self { seeds, store, peers, options, published, waiting }
     }
 
-    /// This node's identity as others may know it: what Hello answers. Keeps its last value after `run`.
+    /// This node's identity as others may know it: what Hello answers.
     pub fn published(&self) -> watch::Receiver<Identity> {
         self.published.subscribe()
     }
@@ -120,10 +137,27 @@ impl<S: BindingStore> Genesis<S> {
                 waiting.send_replace(None);
                 let (slot, incarnation) = (identity.slot, identity.incarnation);
                 tracing::info!(%cluster, slot, %incarnation, "bound to its cluster");
-                return Ok(Founded { cluster, founders, store });
+                return Ok(Founded { cluster, founders, store, published });
             }
             let me = view(identity, false);
-            let binding = match ask_round(&me, &seeds, &*peers, options).await {
+            let others = peers.others().await.into_iter().filter(|slot| !seeds.contains(slot)).collect();
+            let mut scope = Scope { seeds: seeds.clone(), others, claim: None };
+            let (mut step, answers) = ask_round(&me, &scope, &*peers, options).await;
+            if matches!(step, Step::Promise(_) | Step::Found(_)) {
+                match peers.claim().await {
+                    Ok(claim) => scope.claim = claim,
+                    Err(why) => {
+                        tell(
+                            &waiting,
+                            format!("no cluster yet; whether these seeds had one is not known: {why}"),
+                        );
+                        pause(options).await;
+                        continue;
+                    }
+                }
+                step = decide(&me, &answers, &scope);
+            }
+            let binding = match step {
                 Step::Promise(set) => {
                     tracing::info!(cluster = %set.cluster_id(), "every seed answered; promising to found with them");
                     Binding::Promised(set)
@@ -131,6 +165,17 @@ impl<S: BindingStore> Genesis<S> {
                 Step::Found(set) | Step::Follow(set) => {
                     Binding::Bound { cluster: set.cluster_id(), founders: Some(set) }
                 }
+                Step::Join(doors) => match join(&*peers, &doors).await {
+                    Ok(cluster) => {
+                        tracing::info!(%cluster, "joined as a learner");
+                        Binding::Bound { cluster, founders: None }
+                    }
+                    Err(why) => {
+                        tell(&waiting, why);
+                        pause(options).await;
+                        continue;
+                    }
+                },
                 Step::Wait(why) => {
                     tell(&waiting, why.to_string());
                     pause(options).await;
@@ -168,8 +213,10 @@ pub async fn watch_founder(
     options: Options,
     holds_data: impl Fn() -> bool + Send + Sync,
 ) -> Watched {
-    let seeds: Vec<String> = match &identity.binding {
-        Binding::Bound { founders: Some(set), .. } if set.0.len() > 1 => set.0.keys().cloned().collect(),
+    let scope = match &identity.binding {
+        Binding::Bound { founders: Some(set), .. } if set.0.len() > 1 => {
+            Scope { seeds: set.0.keys().cloned().collect(), ..Scope::default() }
+        }
         _ => return Watched::Settled,
     };
     let me = view(identity, false);
@@ -178,7 +225,7 @@ pub async fn watch_founder(
             return Watched::Settled;
         }
         // Raft may have appended while the question was under way.
-        if ask_round(&me, &seeds, peers, options).await == Step::GiveUp && !holds_data() {
+        if ask_round(&me, &scope, peers, options).await.0 == Step::GiveUp && !holds_data() {
             tracing::warn!(
                 slot = me.slot,
                 incarnation = %me.incarnation,
@@ -195,22 +242,39 @@ fn view(identity: Identity, holds_data: bool) -> View {
     View { slot, incarnation, binding, holds_data }
 }
 
-/// Asks every other seed once, all at the same time, and decides as soon as the answers allow a step.
-async fn ask_round(me: &View, seeds: &[String], peers: &dyn Peers, options: Options) -> Step {
+/// Tries one door after another.
+async fn join(peers: &dyn Peers, doors: &[Door]) -> Result<ClusterId, String> {
+    let mut why = String::new();
+    for door in doors {
+        match peers.join(door).await {
+            Ok(cluster) => return Ok(cluster),
+            Err(error) => {
+                why = format!("joining cluster {} through slot {}: {error}", door.cluster, door.slot)
+            }
+        }
+    }
+    Err(why)
+}
+
+/// Asks everybody else once, all at the same time, and decides as soon as the answers allow a step.
+async fn ask_round(me: &View, scope: &Scope, peers: &dyn Peers, options: Options) -> (Step, Answers) {
     let mut answers = Answers::new();
-    let mut asked: FuturesUnordered<_> = seeds
+    let mut asked: FuturesUnordered<_> = scope
+        .seeds
         .iter()
+        .chain(&scope.others)
         .filter(|slot| **slot != me.slot)
         .map(|slot| async move { (slot.clone(), ask(slot, peers, options.timeout).await) })
         .collect();
     while let Some((slot, answer)) = asked.next().await {
         answers.insert(slot, answer);
-        let step = decide(me, &answers, seeds);
-        if !matches!(step, Step::Wait(_) | Step::Stay) {
-            return step;
+        let step = decide(me, &answers, scope);
+        // Another answer may open a better door, and a door closes the way to a cluster of one's own.
+        if !matches!(step, Step::Wait(_) | Step::Stay | Step::Join(_)) {
+            return (step, answers);
         }
     }
-    decide(me, &answers, seeds)
+    (decide(me, &answers, scope), answers)
 }
 
 async fn ask(slot: &str, peers: &dyn Peers, timeout: Duration) -> Result<SeedAnswer, String> {
@@ -227,7 +291,10 @@ async fn ask(slot: &str, peers: &dyn Peers, timeout: Duration) -> Result<SeedAns
 }
 
 /// Makes a step durable, off the runtime's threads: a sync may take long, and they answer probes and peers meanwhile.
-async fn save<S: BindingStore>(mut store: S, binding: Binding) -> Result<S> {
+///
+/// # Errors
+/// `Storage` if it could not be written; the node must stop.
+pub async fn save<S: BindingStore>(mut store: S, binding: Binding) -> Result<S> {
     let saving = tokio::task::spawn_blocking(move || store.save(binding).map(|()| store));
     saving.await.map_err(|error| Error::Storage(format!("saving the identity was broken off: {error}")))?
 }

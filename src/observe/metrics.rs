@@ -216,6 +216,8 @@ pub struct Metrics {
     pub forwarded: Counter,
     /// `larder_disk_bytes`: of log and snapshots.
     pub disk_bytes: GaugeU64,
+    /// `larder_voters_lost`: voters whose slot runs on a new data directory and that were not replaced yet.
+    pub voters_lost: GaugeU64,
 }
 
 impl Metrics {
@@ -264,6 +266,11 @@ impl Metrics {
             ),
             forwarded: counter(&mut registry, "forwarded", "Requests passed on to the leader"),
             disk_bytes: gauge(&mut registry, "disk_bytes", "Bytes on disk of log and snapshots"),
+            voters_lost: gauge(
+                &mut registry,
+                "voters_lost",
+                "Voters whose data directory is gone and that were not replaced yet, as this node hears",
+            ),
             registry,
         }
     }
@@ -441,6 +448,7 @@ mod tests {
             "larder_state_revision",
             "larder_disk_bytes",
             "larder_forwarded_total",
+            "larder_voters_lost",
         ] {
             assert_eq!(value(name, ""), 0.0, "{name}");
         }

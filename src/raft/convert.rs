@@ -120,6 +120,7 @@ pub(crate) fn vote_response_to_pb(response: &VoteResponse<TypeConfig>) -> pb::Vo
         vote: Some(vote_to_pb(&response.vote)),
         granted: response.vote_granted,
         last_log: response.last_log_id.as_ref().map(log_id_to_pb),
+        from: None,
     }
 }
 
@@ -271,7 +272,7 @@ pub(crate) fn append_result_to_pb(result: &AppendResult) -> pb::AppendResponse {
         Err(StreamAppendError::Conflict(at)) => R::Conflict(log_id_to_pb(at)),
         Err(StreamAppendError::HigherVote(vote)) => R::HigherVote(vote_to_pb(vote)),
     };
-    pb::AppendResponse { result: Some(result) }
+    pb::AppendResponse { result: Some(result), from: None }
 }
 
 pub(crate) fn append_result_from_pb(response: pb::AppendResponse) -> Result<AppendResult, Malformed> {

@@ -124,8 +124,8 @@ pub enum Refusal {
     },
     /// This node called itself.
     OwnCall,
-    /// The sender's Raft id is no member's.
-    NotAMember {
+    /// The sender's Raft id was a member's and was retired.
+    Retired {
         /// The sender's slot.
         slot: String,
         /// Its Raft id.
@@ -166,7 +166,7 @@ impl Refusal {
         "WRONG_ADDRESSEE",
         "FORGED_RAFT_ID",
         "OWN_CALL",
-        "NOT_A_MEMBER",
+        "RETIRED",
         "SLOT_MISMATCH",
         "STALE_BOOT",
         "CLONED",
@@ -182,7 +182,7 @@ impl Refusal {
             Self::WrongAddressee { .. } => "WRONG_ADDRESSEE",
             Self::ForgedRaftId { .. } => "FORGED_RAFT_ID",
             Self::OwnCall => "OWN_CALL",
-            Self::NotAMember { .. } => "NOT_A_MEMBER",
+            Self::Retired { .. } => "RETIRED",
             Self::SlotMismatch { .. } => "SLOT_MISMATCH",
             Self::StaleBoot { .. } => "STALE_BOOT",
             Self::Cloned { .. } => "CLONED",
@@ -224,10 +224,10 @@ impl fmt::Display for Refusal {
             Self::OwnCall => f.write_str(
                 "this node called itself; check that no other slot of the peer list has this node's address",
             ),
-            Self::NotAMember { slot, raft_id } => write!(
+            Self::Retired { slot, raft_id } => write!(
                 f,
-                "the caller (slot {slot}, id {raft_id}) is no member of this cluster; a node whose data directory was \
-                 emptied is a new node and has to join"
+                "the caller (slot {slot}, id {raft_id}) was retired from this cluster and never comes back under this id; \
+                 started anew it joins as a new member"
             ),
             Self::SlotMismatch { known, claimed } => write!(
                 f,
@@ -249,6 +249,17 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
+/// What this node's membership knows of a Raft id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing<'a> {
+    /// A voter or a learner, in this slot.
+    Member(&'a str),
+    /// It was a member and is not to come back.
+    Retired,
+    /// Nothing: it may be newer than what is known here.
+    Unknown,
+}
+
 /// What a call must say to be taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expectation {
@@ -263,14 +274,15 @@ pub struct Expectation {
 impl Expectation {
     /// Checks the header of any call but Hello and remembers the sender's start in `heard`.
     ///
-    /// `members` gives the slot of a Raft id that is a member now, voter or learner.
+    /// A sender that this node does not know is let in unless it was retired: the entry that made it a member may be among those
+    /// that it comes to bring. Raft itself takes no harm from a stranger of the same cluster.
     ///
     /// # Errors
     /// The first rule that the header breaks; nothing is remembered of a refused call.
     pub fn check<'a>(
         &self,
         header: &Header,
-        members: impl Fn(u64) -> Option<&'a str>,
+        known: impl Fn(u64) -> Standing<'a>,
         heard: &Heard,
     ) -> Result<(), Refusal> {
         let ours = self.cluster.ok_or(Refusal::NotBound)?;
@@ -283,14 +295,32 @@ impl Expectation {
         }
         self.check_sender(header)?;
         let from = &header.from;
-        match members(from.raft_id) {
-            None => return Err(Refusal::NotAMember { slot: from.slot.clone(), raft_id: from.raft_id }),
-            Some(known) if known != from.slot => {
-                return Err(Refusal::SlotMismatch { known: known.into(), claimed: from.slot.clone() });
+        match known(from.raft_id) {
+            Standing::Retired => {
+                return Err(Refusal::Retired { slot: from.slot.clone(), raft_id: from.raft_id });
             }
-            Some(_) => {}
+            Standing::Member(slot) if slot != from.slot => {
+                return Err(Refusal::SlotMismatch { known: slot.into(), claimed: from.slot.clone() });
+            }
+            Standing::Member(_) | Standing::Unknown => {}
         }
-        heard.admit(from, |id| members(id).is_some())
+        heard.admit(from, |id| matches!(known(id), Standing::Member(_)))
+    }
+
+    /// Checks the header of somebody who asks to join and so belongs to no cluster yet. Nothing is remembered of it.
+    ///
+    /// # Errors
+    /// The first rule that the header breaks.
+    pub fn check_newcomer(&self, header: &Header) -> Result<(), Refusal> {
+        let ours = self.cluster.ok_or(Refusal::NotBound)?;
+        if header.cluster.is_some() {
+            return Err(Refusal::ClusterMismatch { ours, theirs: header.cluster });
+        }
+        self.check_group(header)?;
+        if header.to != self.me.raft_id {
+            return Err(Refusal::WrongAddressee { ours: self.me.raft_id, meant: header.to });
+        }
+        self.check_sender(header)
     }
 
     /// Checks the header of Hello, which is answered to any cluster and to none, because genesis asks by it.
@@ -388,9 +418,23 @@ impl Heard {
     }
 
     /// Refuses `from` if a later start, or another process of the same start, is known.
-    fn compare(&self, from: &IdentityRef) -> Result<(), Refusal> {
+    ///
+    /// # Errors
+    /// `StaleBoot` or `Cloned`.
+    pub fn compare(&self, from: &IdentityRef) -> Result<(), Refusal> {
         let starts = self.starts.lock().unwrap_or_else(PoisonError::into_inner);
         compare(starts.get(&from.raft_id), from)
+    }
+
+    /// Checks who answered a call that was for the Raft id `to`, and remembers it.
+    ///
+    /// # Errors
+    /// `WrongAddressee`, `StaleBoot` or `Cloned`.
+    pub fn answered(&self, to: u64, from: &IdentityRef) -> Result<(), Refusal> {
+        if from.raft_id != to {
+            return Err(Refusal::WrongAddressee { ours: from.raft_id, meant: to });
+        }
+        self.admit(from, |_| true)
     }
 
     /// Compares and remembers, in one step.

@@ -35,12 +35,17 @@ pub struct HelloAnswer {
     pub client_address: String,
     /// Whether it may lead: not shortly after a start, and not while it is stopping.
     pub may_lead: bool,
+    /// Why it refuses every other call of this node, for good: `RETIRED`, `STALE_BOOT`, `CLONED`; else empty.
+    pub refused: String,
+    /// The slots of the seeds, as it was told.
+    pub seeds: Vec<String>,
 }
 
 /// What a node answers: `header` without an addressee, and `node` once Raft runs.
 pub(super) fn answer(
     mut header: pb::PeerHeader,
     binding: &Binding,
+    seeds: &[String],
     node: Option<&Node>,
 ) -> pb::HelloResponse {
     let (state, set) = match binding {
@@ -72,6 +77,11 @@ pub(super) fn answer(
         last_log_index: node.and_then(|n| n.log().last()).map_or(0, |at| at.index),
         members: members.unwrap_or_default(),
         may_lead: node.is_some_and(|node| node.may_lead()),
+        refused: String::new(),
+        seeds: match binding {
+            Binding::Formatted | Binding::Promised(_) => seeds.to_vec(),
+            Binding::Bound { .. } | Binding::Left { .. } => Vec::new(),
+        },
     }
 }
 
@@ -95,6 +105,9 @@ pub async fn hello(peers: &Peers, slot: &str) -> Result<HelloAnswer, String> {
     let expectation = Expectation { cluster: peers.cluster(), group: GROUP, me };
     expectation.check_answer(&header, 0).map_err(|refusal| refusal.to_string())?;
     let binding = binding(&answer, header.cluster)?;
+    if answer.seeds.len() > MAX_SEEDS || answer.seeds.iter().any(|slot| !is_slot(slot)) {
+        return Err("a list of seeds that cannot be".into());
+    }
     Ok(HelloAnswer {
         from: header.from,
         binding,
@@ -102,6 +115,8 @@ pub async fn hello(peers: &Peers, slot: &str) -> Result<HelloAnswer, String> {
         leader: (answer.leader != 0).then_some(answer.leader),
         client_address: header.client_address,
         may_lead: answer.may_lead,
+        refused: answer.refused,
+        seeds: answer.seeds,
     })
 }
 

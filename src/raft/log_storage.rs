@@ -220,6 +220,7 @@ mod tests {
             nonce: 1,
             client_address: String::new(),
             memory_limit_bytes: 0,
+            seeds: Vec::new(),
         };
         let nobody = Arc::new(BTreeMap::<String, String>::new());
         let peers = Peers::new(myself, Arc::new(SystemClock::new()), nobody);

@@ -13,6 +13,7 @@
 //! | `hello` | who are you, and in what state? |
 //! | `network`, `peer_service` | the sending and the receiving half of the peer protocol |
 //! | `node`, `report` | the running whole, and its condition in our words |
+//! | `wish` | changes of the membership: asked for, seen, carried out |
 //! | `to_leader`, `hand_over` | what others ask of the leader; leadership handed over |
 //!
 //! Invariants: what is acknowledged is on disk at a majority (the store calls back after its sync, openraft commits on
@@ -35,6 +36,7 @@ mod report;
 mod state_machine;
 mod to_leader;
 mod types;
+mod wish;
 
 pub use hello::{HelloAnswer, hello};
 pub use node::{Hooks, Node, Options, founders};
@@ -45,3 +47,4 @@ pub use reader::{ReadIndex, Round};
 pub use report::{Member, NodeMetrics, Role};
 pub use state_machine::{SharedState, SnapshotEvent};
 pub use types::{Outcomes, PeerNode, Proposal, TypeConfig};
+pub use wish::{Asked, MemberSight, MemberWish, Newcomer, Sight, ask_to_join};

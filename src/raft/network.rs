@@ -19,6 +19,7 @@ use tonic::{Status, transport::Channel};
 
 use super::{
     convert,
+    handshake::IdentityRef,
     peers::{Lane, Peers},
     state_machine::{RaftSnapshot, SnapshotEvent, membership_of},
     types::{PeerNode, TypeConfig, Vote},
@@ -91,8 +92,15 @@ fn protocol(error: &convert::Malformed) -> RpcError {
     RPCError::Network(NetworkError::new(error))
 }
 
-fn granted(answer: pb::VoteResponse) -> Result<VoteResponse<TypeConfig>, RpcError> {
-    convert::vote_response_from_pb(answer).map_err(|e| protocol(&e))
+/// A vote or an acknowledgement counts only from the incarnation that was asked, and from its latest start: behind the address there may
+/// be a copy of its data directory.
+fn answered_by(peers: &Peers, target: u64, from: Option<pb::Identity>) -> Result<(), RpcError> {
+    let from = from.ok_or_else(|| unreachable("the answer does not say who sends it"))?;
+    let checked = IdentityRef::try_from(from).and_then(|from| peers.heard().answered(target, &from));
+    checked.map_err(|refusal| {
+        tracing::warn!(reason = refusal.reason(), "an answer does not count: {refusal}");
+        unreachable(refusal)
+    })
 }
 
 impl PeerNetwork {
@@ -106,6 +114,11 @@ impl PeerNetwork {
     ) -> Result<(PeerClient<Channel>, pb::VoteRequest), RpcError> {
         let message = convert::vote_request_to_pb(request, self.peers.header(self.target));
         Ok((self.client(Lane::Control)?, message))
+    }
+
+    fn granted(&self, mut answer: pb::VoteResponse) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        answered_by(&self.peers, self.target, answer.from.take())?;
+        convert::vote_response_from_pb(answer).map_err(|e| protocol(&e))
     }
 
     async fn within<T>(
@@ -152,9 +165,14 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             let mut header = Some(self.peers.header(self.target));
             let requests = input.map(move |request| convert::append_to_pb(request, header.take()));
             let answers = Self::within(&option, client.append(requests)).await?;
-            let answers = answers.map(|answer| match answer {
-                Ok(answer) => convert::append_result_from_pb(answer).map_err(|e| protocol(&e)),
-                Err(status) => Err(refused(&status)),
+            let (peers, target) = (self.peers.clone(), self.target);
+            let mut first = true;
+            let answers = answers.map(move |answer| {
+                let mut answer = answer.map_err(|status| refused(&status))?;
+                if std::mem::take(&mut first) {
+                    answered_by(&peers, target, answer.from.take())?;
+                }
+                convert::append_result_from_pb(answer).map_err(|e| protocol(&e))
             });
             Ok(answers.boxed())
         })
@@ -166,7 +184,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
         let (mut client, message) = self.ask_for_vote(&request)?;
-        granted(Self::within(&option, client.vote(message)).await?)
+        self.granted(Self::within(&option, client.vote(message)).await?)
     }
 
     async fn pre_vote(
@@ -175,7 +193,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
         let (mut client, message) = self.ask_for_vote(&request)?;
-        granted(Self::within(&option, client.pre_vote(message)).await?)
+        self.granted(Self::within(&option, client.pre_vote(message)).await?)
     }
 
     async fn full_snapshot(

@@ -22,7 +22,10 @@ use openraft::{
     errors::{InitializeError, RaftError},
     metrics::RaftMetrics,
 };
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::{Instant, timeout},
+};
 
 use super::{
     log_storage::LogStorage,
@@ -32,6 +35,7 @@ use super::{
     reader::{ReadIndex, confirm_leadership},
     state_machine::{Raft, SharedState, SnapshotDir, SnapshotEvent, StateMachine},
     types::{PeerNode, TypeConfig},
+    wish::Asked,
 };
 use crate::{
     error::{Error, NodeRef, Result},
@@ -57,7 +61,7 @@ pub struct Options {
     pub founders: BTreeMap<u64, PeerNode>,
 }
 
-/// What a node tells about itself, for metrics.
+/// What a node tells others of this process: metrics, and who keeps the membership.
 #[derive(Clone)]
 pub struct Hooks {
     /// An entry of so many commands was proposed.
@@ -66,6 +70,8 @@ pub struct Hooks {
     pub on_synced: Arc<dyn Fn(u64) + Send + Sync>,
     /// A snapshot was built, installed or sent.
     pub on_snapshot: Arc<dyn Fn(SnapshotEvent) + Send + Sync>,
+    /// Where changes of the membership are asked for, while this node leads.
+    pub wishes: mpsc::Sender<Asked>,
 }
 
 /// A running Raft node.
@@ -76,10 +82,13 @@ pub struct Node {
     peers: Arc<Peers>,
     options: Options,
     proposer: Proposer,
+    wishes: mpsc::Sender<Asked>,
     /// Rounds on this node only: what peers ask for.
     local_rounds: ReadIndex,
     quiet_until: Instant,
     stopping: AtomicBool,
+    leaving: AtomicBool,
+    standing: Notify,
 }
 
 fn raft_config(options: &Options) -> Result<Config> {
@@ -149,9 +158,12 @@ impl Node {
             peers,
             options,
             proposer,
+            wishes: hooks.wishes,
             local_rounds,
             quiet_until: Instant::now() + Duration::from_millis(quiet),
             stopping: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            standing: Notify::new(),
         });
         node.found().await?;
         if booted_before {
@@ -193,6 +205,10 @@ impl Node {
         &self.log
     }
 
+    pub(super) fn wishes(&self) -> &mpsc::Sender<Asked> {
+        &self.wishes
+    }
+
     /// The other nodes.
     pub fn peers(&self) -> &Arc<Peers> {
         &self.peers
@@ -206,6 +222,24 @@ impl Node {
     /// Whether the node was started so recently that it must not vote: see the module's head.
     pub(crate) fn is_quiet(&self) -> bool {
         Instant::now() < self.quiet_until
+    }
+
+    /// Whether the node was asked to leave its cluster.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_leaving(&self) {
+        self.leaving.store(true, Ordering::Release);
+    }
+
+    /// Waits until somebody has a reason to ask the others anew how this node stands.
+    pub async fn standing_changed(&self) {
+        self.standing.notified().await;
+    }
+
+    pub(super) fn look_at_standing(&self) {
+        self.standing.notify_one();
     }
 
     /// Whether the node may lead. One that is stopping still votes: its vote may be the one that the next leader needs.

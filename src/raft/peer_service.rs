@@ -23,13 +23,14 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     convert,
-    handshake::{Expectation, Header, Heard},
+    handshake::{Expectation, Header, Refusal, Standing},
     hello,
     node::Node,
     peers::{GROUP, MAX_MESSAGE_BYTES, Peers},
     state_machine::{SnapshotDir, meta_of, meta_of_file},
     to_leader,
     types::TypeConfig,
+    wish::{self, MemberWish, Newcomer},
 };
 use crate::{
     error::{Error, Result},
@@ -52,7 +53,6 @@ pub struct Host {
     node: OnceLock<Arc<Node>>,
     /// What this node is bound to, as it is on disk.
     identity: watch::Receiver<Identity>,
-    heard: Heard,
     /// Where members' clients connect, as they said.
     client_addresses: Mutex<BTreeMap<u64, String>>,
     on_refused: Arc<dyn Fn(&'static str) + Send + Sync>,
@@ -71,7 +71,6 @@ impl Host {
             snapshots,
             node: OnceLock::new(),
             identity,
-            heard: Heard::new(),
             client_addresses: Mutex::new(BTreeMap::new()),
             on_refused,
         })
@@ -115,6 +114,12 @@ impl Host {
         }
     }
 
+    /// A vote, and who gives it.
+    fn voted(&self, answer: &openraft::raft::VoteResponse<TypeConfig>) -> pb::VoteResponse {
+        let from = Some(pb::Identity::from(&self.peers.identity()));
+        pb::VoteResponse { from, ..convert::vote_response_to_pb(answer) }
+    }
+
     fn refuse(&self, reason: &'static str, sentence: String) -> Status {
         (self.on_refused)(reason);
         if self.node().is_some() {
@@ -135,11 +140,15 @@ impl Host {
             return Err(Box::new(self.refuse("NO_HEADER", "the call does not say who sends it".into())));
         };
         let members = self.node().map(|node| node.slots()).unwrap_or_default();
-        let expectation =
-            Expectation { cluster: self.peers.cluster(), group: GROUP, me: self.peers.identity() };
+        let retired = |id: u64| self.node().is_some_and(|node| node.state().read().retired().contains(&id));
+        let expectation = self.expectation();
         let checked = Header::try_from(header).and_then(|header| {
-            let slot = |id: u64| members.get(&id).map(String::as_str);
-            expectation.check(&header, slot, &self.heard)?;
+            let known = |id: u64| match members.get(&id) {
+                Some(slot) => Standing::Member(slot),
+                None if retired(id) => Standing::Retired,
+                None => Standing::Unknown,
+            };
+            expectation.check(&header, known, self.peers.heard())?;
             Ok(header)
         });
         match checked {
@@ -149,6 +158,42 @@ impl Host {
             }
             Err(refusal) => Err(Box::new(self.refuse(refusal.reason(), refusal.to_string()))),
         }
+    }
+
+    fn expectation(&self) -> Expectation {
+        Expectation { cluster: self.peers.cluster(), group: GROUP, me: self.peers.identity() }
+    }
+
+    /// Checks the header of somebody who asks to join, and that it asks for itself.
+    fn admit_newcomer(
+        &self,
+        header: Option<pb::PeerHeader>,
+        newcomer: &Newcomer,
+    ) -> std::result::Result<(), Box<Status>> {
+        let checked =
+            header.ok_or(Refusal::Malformed("it is missing")).and_then(Header::try_from).and_then(|header| {
+                self.expectation().check_newcomer(&header)?;
+                let from = &header.from;
+                if (from.raft_id, &from.slot) != (newcomer.raft_id, &newcomer.slot) {
+                    return Err(Refusal::Malformed("a newcomer asks for itself alone"));
+                }
+                Ok(())
+            });
+        checked.map_err(|refusal| Box::new(self.refuse(refusal.reason(), refusal.to_string())))
+    }
+
+    /// Why every call but Hello of this sender is refused, if that is for good: it is an old incarnation or an old start of a member.
+    fn why_refused(&self, header: Option<pb::PeerHeader>) -> Option<&'static str> {
+        let header = Header::try_from(header?).ok()?;
+        let node = self.node()?;
+        if header.cluster.is_none() || header.cluster != self.peers.cluster() {
+            return None;
+        }
+        if node.state().read().retired().contains(&header.from.raft_id) {
+            let from = header.from;
+            return Some(Refusal::Retired { slot: from.slot, raft_id: from.raft_id }.reason());
+        }
+        self.peers.heard().compare(&header.from).err().map(|refusal| refusal.reason())
     }
 
     fn running(&self) -> std::result::Result<&Arc<Node>, Box<Status>> {
@@ -200,13 +245,15 @@ fn not_leader(error: Error) -> Status {
 #[tonic::async_trait]
 impl peer_server::Peer for PeerService {
     async fn hello(&self, request: Request<pb::HelloRequest>) -> Result<Response<pb::HelloResponse>, Status> {
-        // Not checked: asking who we are is how others find out that they mean somebody else.
-        drop(request);
-        Ok(Response::new(hello::answer(
+        // Answered to anybody: asking who we are is how others find out that they mean somebody else.
+        let mut answer = hello::answer(
             self.host.peers.header(0),
             &self.host.binding(),
+            &self.host.peers.myself().seeds,
             self.host.node().map(|n| &**n),
-        )))
+        );
+        answer.refused = self.host.why_refused(request.into_inner().header).unwrap_or_default().into();
+        Ok(Response::new(answer))
     }
 
     type AppendStream = BoxStream<'static, Result<pb::AppendResponse, Status>>;
@@ -228,7 +275,7 @@ impl peer_server::Peer for PeerService {
         let node = self.host.voting().map_err(|s| *s)?;
         let vote = convert::vote_request_from_pb(request).map_err(malformed)?;
         let answer = node.raft().vote(vote).await.map_err(internal)?;
-        Ok(Response::new(convert::vote_response_to_pb(&answer)))
+        Ok(Response::new(self.host.voted(&answer)))
     }
 
     async fn pre_vote(
@@ -240,7 +287,7 @@ impl peer_server::Peer for PeerService {
         let node = self.host.voting().map_err(|s| *s)?;
         let vote = convert::vote_request_from_pb(request).map_err(malformed)?;
         let answer = node.raft().pre_vote(vote).await.map_err(internal)?;
-        Ok(Response::new(convert::vote_response_to_pb(&answer)))
+        Ok(Response::new(self.host.voted(&answer)))
     }
 
     async fn snapshot(
@@ -309,6 +356,29 @@ impl peer_server::Peer for PeerService {
         Ok(Response::new(convert::read_index_to_pb(index)))
     }
 
+    async fn change_member(
+        &self,
+        request: Request<pb::ChangeMemberRequest>,
+    ) -> Result<Response<pb::ChangeMemberResponse>, Status> {
+        let mut request = request.into_inner();
+        let wish = wish::from_pb(request.wish.take()).map_err(malformed)?;
+        // A newcomer speaks for itself, before it belongs to the cluster; everything else comes from members.
+        let header = request.header.take();
+        let first_hop = header.as_ref().is_some_and(|header| header.cluster_id.is_empty());
+        match (&wish, first_hop) {
+            (MemberWish::Join(newcomer), true) => {
+                self.host.admit_newcomer(header, newcomer).map_err(|s| *s)?
+            }
+            _ => self.host.admit(header).map_err(|s| *s)?,
+        }
+        let node = self.host.running().map_err(|s| *s)?;
+        let deadline = deadline(request.timeout_ms);
+        let done = if first_hop { node.wish(wish, deadline).await } else { node.keep(wish, deadline).await };
+        let cluster_id = self.host.peers.cluster().map(|id| id.0.to_vec().into()).unwrap_or_default();
+        let error = done.err().map(|error| to_leader::error_to_pb(&error));
+        Ok(Response::new(pb::ChangeMemberResponse { cluster_id, error }))
+    }
+
     async fn hand_over(
         &self,
         request: Request<pb::HandOverRequest>,
@@ -347,11 +417,15 @@ async fn append(
         ready_or_end(frame.map(convert::append_from_pb), full)
     });
     let (tx, rx) = tokio::sync::mpsc::channel(APPEND_ANSWERS_AHEAD);
+    let mut me = Some(pb::Identity::from(&host.peers.identity()));
     // openraft's stream borrows its handle, so a task holds both; it ends with either side of the stream.
     tokio::spawn(async move {
         let mut answers = std::pin::pin!(node.raft().stream_append(requests));
         while let Some(answer) = answers.next().await {
-            let answer = answer.map(|answer| convert::append_result_to_pb(&answer)).map_err(internal);
+            let mut answer = answer.map(|answer| convert::append_result_to_pb(&answer)).map_err(internal);
+            if let Ok(answer) = &mut answer {
+                answer.from = me.take();
+            }
             if tx.send(answer).await.is_err() {
                 return;
             }

@@ -14,7 +14,7 @@ use std::{
 use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
 
-use super::handshake::IdentityRef;
+use super::handshake::{Heard, IdentityRef};
 use crate::{
     proto::raft::{self as pb, peer_client::PeerClient},
     store::ClusterId,
@@ -57,6 +57,8 @@ pub struct Myself {
     pub client_address: String,
     /// The memory limit in bytes; 0 if none.
     pub memory_limit_bytes: u64,
+    /// The slots of the seeds, as this node was told.
+    pub seeds: Vec<String>,
 }
 
 /// Kinds of traffic that must not wait for one another.
@@ -80,6 +82,7 @@ pub struct Peers {
     clock: Arc<dyn Clock>,
     directory: Arc<dyn Directory>,
     channels: Mutex<HashMap<(String, Lane), Channel>>,
+    heard: Heard,
 }
 
 /// How long a connection may take to be made.
@@ -97,6 +100,7 @@ impl Peers {
             clock,
             directory,
             channels: Mutex::new(HashMap::new()),
+            heard: Heard::new(),
         })
     }
 
@@ -108,6 +112,11 @@ impl Peers {
     /// The cluster this node is bound to, if it is.
     pub fn cluster(&self) -> Option<ClusterId> {
         self.cluster.get().copied()
+    }
+
+    /// The latest start of each member, as this node knows it.
+    pub fn heard(&self) -> &Heard {
+        &self.heard
     }
 
     /// Where a slot is dialled at the moment; empty if unknown.

@@ -96,7 +96,7 @@ impl Node {
     }
 }
 
-fn millis_left(deadline: Instant) -> u32 {
+pub(super) fn millis_left(deadline: Instant) -> u32 {
     let left = deadline.saturating_duration_since(Instant::now());
     u32::try_from(left.as_millis()).unwrap_or(u32::MAX)
 }
@@ -143,7 +143,7 @@ pub(crate) fn error_to_pb(error: &Error) -> pb::ForwardError {
     pb::ForwardError { reason: error.reason().into(), message, leader }
 }
 
-fn error_from_pb(error: pb::ForwardError, node: impl Fn(u64) -> Option<NodeRef>) -> Error {
+pub(super) fn error_from_pb(error: pb::ForwardError, node: impl Fn(u64) -> Option<NodeRef>) -> Error {
     let message = error.message;
     match error.reason.as_str() {
         "NOT_LEADER" => Error::NotLeader { leader: node(error.leader) },

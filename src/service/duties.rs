@@ -20,7 +20,15 @@ pub async fn run(node: Arc<Node>) {
     let mut no_room = false;
     loop {
         rounds.tick().await;
+        remember_starts(&node);
         compact(&node, &mut snapshot_asked_at, &mut no_room).await;
+    }
+}
+
+/// The starts that the state records count as heard, so that an older copy of a member's volume is refused also by a node that was just started.
+pub fn remember_starts(node: &Node) {
+    for boot in node.state().read().boot_records().values() {
+        node.peers().heard().record(boot.raft_id, boot.boot_counter, boot.nonce);
     }
 }
 

@@ -20,6 +20,8 @@ pub struct NodeView {
     peers: Arc<Peers>,
     /// Why there is no cluster yet.
     waiting_for: watch::Receiver<Option<String>>,
+    /// Why there is no leader, when there is none.
+    leaderless: watch::Receiver<String>,
     /// Once caught up, a node stays so: readiness must not flap with load.
     caught_up: AtomicBool,
     stopping: AtomicBool,
@@ -31,11 +33,13 @@ impl NodeView {
         host: Arc<Host>,
         peers: Arc<Peers>,
         waiting_for: watch::Receiver<Option<String>>,
+        leaderless: watch::Receiver<String>,
     ) -> Arc<Self> {
         Arc::new(Self {
             host,
             peers,
             waiting_for,
+            leaderless,
             caught_up: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         })
@@ -56,9 +60,7 @@ impl NodeView {
         let member = node.is_none().then(|| self.waits_for());
         let leader = match metrics {
             Some(m) if m.leader.is_some() => None,
-            Some(_) => {
-                Some("no leader is known; a majority of the nodes must be up and connected".to_string())
-            }
+            Some(_) => Some(self.leaderless.borrow().clone()),
             None => Some("not in a cluster yet".to_string()),
         };
         let open = match node {

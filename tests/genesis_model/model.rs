@@ -19,7 +19,7 @@ use std::{
 };
 
 use larder::{
-    cluster::genesis::{SeedAnswer, Step, View, Waiting, decide, gate_open},
+    cluster::genesis::{Scope, SeedAnswer, Step, View, decide, gate_open},
     store::identity::{Binding, FoundingSet, raft_id},
 };
 use stateright::{Model, Property};
@@ -233,17 +233,21 @@ fn ask_the_product(slot: usize, me: Record, data: bool, heard: [Option<Record>; 
         .filter_map(|other| heard[other].map(|record| (other, record)))
         .map(|(other, record)| {
             let (slot, incarnation) = (other.to_string(), incarnation(other, record.incarnation));
-            (slot.clone(), Ok(SeedAnswer { slot, incarnation, binding: binding(record.bind) }))
+            (
+                slot.clone(),
+                Ok(SeedAnswer { slot, incarnation, binding: binding(record.bind), seeds: Vec::new() }),
+            )
         })
         .collect();
-    let seeds: Vec<String> = (0..SEEDS).map(|slot| slot.to_string()).collect();
-    let change = match decide(&view, &answers, &seeds) {
+    let seeds = (0..SEEDS).map(|slot| slot.to_string()).collect();
+    let scope = Scope { seeds, ..Scope::default() };
+    let change = match decide(&view, &answers, &scope) {
         Step::Promise(set) => Some(Change::Promise(set_of(&set))),
         Step::Found(set) | Step::Follow(set) => Some(Change::Bind(set_of(&set))),
         Step::GiveUp => Some(Change::GiveUp),
-        Step::Wait(Waiting::NotNamed { slot, .. }) => {
-            let by = slot.parse::<usize>().ok().and_then(|slot| heard[slot]).expect("it named whom it heard");
-            by.bind.cluster().map(Change::Join)
+        Step::Join(doors) => {
+            let door = doors[0].slot.parse::<usize>().ok().and_then(|slot| heard[slot]);
+            door.expect("it goes to whom it heard").bind.cluster().map(Change::Join)
         }
         Step::Stay | Step::Wait(_) => None,
     };

@@ -96,7 +96,20 @@ impl Peers for FakePeers {
         let identity = published.borrow().clone();
         // The answer may take longer than the seed stays as it is.
         delay(pause).await;
-        Ok(SeedAnswer { slot: identity.slot, incarnation: identity.incarnation, binding: identity.binding })
+        let Identity { slot, incarnation, binding, .. } = identity;
+        Ok(SeedAnswer { slot, incarnation, binding, seeds: Vec::new() })
+    }
+
+    async fn join(&self, door: &Door) -> Result<ClusterId, String> {
+        Err(format!("slot {} lets nobody in", door.slot))
+    }
+
+    async fn others(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    async fn claim(&self) -> Result<Option<String>, String> {
+        Ok(None)
     }
 }
 

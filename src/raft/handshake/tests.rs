@@ -1,6 +1,8 @@
 use super::*;
 
 const CLUSTER: ClusterId = ClusterId([1; 16]);
+/// An incarnation that was a member once.
+const RETIRED: u128 = 201;
 
 fn identity(slot: &str, incarnation: u128, boot_counter: u64, nonce: u64) -> IdentityRef {
     let incarnation = Uuid::from_u128(incarnation);
@@ -25,11 +27,13 @@ fn header() -> Header {
     }
 }
 
-fn members(id: u64) -> Option<&'static str> {
-    [(100, "0"), (200, "1"), (300, "2")]
-        .into_iter()
-        .find(|(incarnation, _)| raft_id(Uuid::from_u128(*incarnation)) == id)
-        .map(|(_, slot)| slot)
+fn members(id: u64) -> Standing<'static> {
+    let is = |incarnation| raft_id(Uuid::from_u128(incarnation)) == id;
+    if is(RETIRED) {
+        return Standing::Retired;
+    }
+    let slots = [(100, "0"), (200, "1"), (300, "2")];
+    slots.iter().find(|(i, _)| is(*i)).map_or(Standing::Unknown, |(_, slot)| Standing::Member(slot))
 }
 
 fn reason(expectation: &Expectation, header: &Header) -> &'static str {
@@ -39,7 +43,7 @@ fn reason(expectation: &Expectation, header: &Header) -> &'static str {
 #[test]
 fn each_rule_has_its_reason() {
     type Row = (&'static str, fn(&mut Header));
-    let rows: [Row; 10] = [
+    let rows: [Row; 11] = [
         ("OK", |_| {}),
         ("CLUSTER_MISMATCH", |h| h.cluster = Some(ClusterId([2; 16]))),
         ("CLUSTER_MISMATCH", |h| h.cluster = None),
@@ -47,7 +51,8 @@ fn each_rule_has_its_reason() {
         ("WRONG_ADDRESSEE", |h| h.to = 99),
         ("WRONG_ADDRESSEE", |h| h.to = 0),
         ("FORGED_RAFT_ID", |h| h.from.raft_id += 1),
-        ("NOT_A_MEMBER", |h| h.from = identity("1", 201, 1, 1)),
+        ("RETIRED", |h| h.from = identity("1", RETIRED, 1, 1)),
+        ("OK", |h| h.from = identity("7", 202, 1, 1)),
         ("SLOT_MISMATCH", |h| h.from.slot = "2".into()),
         ("OWN_CALL", |h| h.from = identity("0", 100, 5, 55)),
     ];
@@ -182,10 +187,33 @@ fn the_list_of_reasons_is_whole() {
         Refusal::WrongAddressee { ours: 1, meant: 2 },
         Refusal::ForgedRaftId { slot: slot(), claimed: 1 },
         Refusal::OwnCall,
-        Refusal::NotAMember { slot: slot(), raft_id: 1 },
+        Refusal::Retired { slot: slot(), raft_id: 1 },
         Refusal::SlotMismatch { known: slot(), claimed: slot() },
         Refusal::StaleBoot { slot: slot(), boot_counter: 1, last_heard: 2 },
         Refusal::Cloned { slot: slot(), boot_counter: 1 },
     ];
     assert_eq!(all.map(|refusal| refusal.reason()), Refusal::REASONS);
+}
+
+#[test]
+fn a_newcomer_names_no_cluster_and_means_this_very_node() {
+    let newcomer = Header { cluster: None, from: identity("7", 500, 1, 1), ..header() };
+    assert_eq!(expectation().check_newcomer(&newcomer), Ok(()));
+    let reason = |header: &Header| expectation().check_newcomer(header).unwrap_err().reason();
+    assert_eq!(reason(&Header { cluster: Some(CLUSTER), ..newcomer.clone() }), "CLUSTER_MISMATCH");
+    assert_eq!(reason(&Header { to: 9, ..newcomer.clone() }), "WRONG_ADDRESSEE");
+    assert_eq!(reason(&Header { from: identity("0", 100, 4, 1), ..newcomer }), "STALE_BOOT");
+}
+
+#[test]
+fn an_answer_comes_from_the_incarnation_that_was_meant_and_from_its_latest_start() {
+    let heard = Heard::new();
+    let id = raft_id(Uuid::from_u128(200));
+    let answer = |boot, nonce| heard.answered(id, &identity("1", 200, boot, nonce)).map_err(|r| r.reason());
+    assert_eq!(answer(3, 33), Ok(()));
+    assert_eq!(answer(3, 34), Err("CLONED"));
+    assert_eq!(answer(2, 22), Err("STALE_BOOT"));
+    assert_eq!(answer(4, 44), Ok(()));
+    let stranger = heard.answered(id, &identity("1", 201, 9, 9)).unwrap_err();
+    assert_eq!(stranger.reason(), "WRONG_ADDRESSEE");
 }
