@@ -4,23 +4,35 @@
 //! field optional; sources are laid over one another with [`RawConfig::merge`], and only the whole is validated. The
 //! keys of the file are the flags' names with `_` for `-`.
 //!
+//! Where a setting is left open, the machine may say it: the slot, from a pod's hostname, and the memory limit ([`Machine`]).
+//!
 //! Invariants: a `ServeConfig` is consistent (this slot is a peer; the election timeouts suit the heartbeat); every error
 //! names the key, the value, and what is allowed; an unknown key in a file is an error, not a typing error that goes
 //! unnoticed.
 //!
-//! Not here: reading the environment and flags (`cmd`, by clap), and applying settings (`server`).
+//! Not here: reading the environment and flags (`cmd`, by clap), and applying settings (`server`). The scale file is not read
+//! here either, but whenever it is needed ([`ServeConfig::seeds`]).
 
 use std::{collections::BTreeMap, fmt, fs, net::SocketAddr, path::Path, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Deserializer, de};
 
 use crate::{
-    cluster::slot::{PeerAddress, PeerMap},
+    cluster::{
+        OnMajorityLost,
+        discovery::{Discovery, PeerMap, PeerTemplate},
+        scale_file::{ScaleFile, StatefulSetName},
+        slot::{ordinal_of, parse_seeds, parse_slot},
+    },
     error::{Error, Result},
+    net::HostPort,
     observe::tracing::{LogFormat, parse_level},
 };
 
+mod machine;
 mod suggest;
+
+pub use machine::{Machine, hostname};
 
 /// How large the log grows before a snapshot is taken, unless said otherwise: 64 MiB.
 const DEFAULT_SNAPSHOT_LOG_BYTES: u64 = 64 * 1024 * 1024;
@@ -30,6 +42,10 @@ const MIN_SNAPSHOT_LOG_BYTES: u64 = 1024 * 1024;
 const MIN_MEMORY_LIMIT_BYTES: u64 = 64 * 1024 * 1024;
 /// An election timeout must outlast this many heartbeats, or one lost packet costs a leader.
 const HEARTBEATS_PER_ELECTION: u64 = 3;
+/// How many members vote, unless said otherwise: two may fail.
+const DEFAULT_MAX_VOTERS: u8 = 5;
+/// Every write waits for a majority of them: more would only be slower.
+const MOST_VOTERS: u8 = 9;
 /// Longer than anybody waits for an election.
 const MAX_TIMEOUT_MS: u64 = 600_000;
 
@@ -43,8 +59,23 @@ pub struct RawConfig {
     /// `slot=host:port,...` of every peer, oneself included; in a file also a table.
     #[serde(default, deserialize_with = "text_or_table")]
     pub peers: Option<String>,
+    /// `host:port` of any peer, with `{slot}` in it.
+    pub peer_template: Option<String>,
+    /// The slots that found the cluster, separated by commas.
+    #[serde(default, deserialize_with = "text_or_number")]
+    pub seeds: Option<String>,
+    /// A file with `seeds` and `replicas`.
+    pub scale_file: Option<PathBuf>,
+    /// `namespace/name` of the StatefulSet that this node is a pod of.
+    pub statefulset: Option<String>,
+    /// How many members vote.
+    pub max_voters: Option<u8>,
     /// Where the node keeps its data.
     pub data_dir: Option<PathBuf>,
+    /// Whether the data directory is emptied at every start.
+    pub ephemeral: Option<bool>,
+    /// `wait` or `recover`.
+    pub on_majority_lost: Option<String>,
     /// `address:port` for clients.
     pub client_addr: Option<String>,
     /// `address:port` for peers.
@@ -71,10 +102,17 @@ pub struct RawConfig {
 
 impl RawConfig {
     /// The keys of a file, in the order of the fields.
-    pub const KEYS: [&'static str; 14] = [
+    pub const KEYS: [&'static str; 21] = [
         "slot",
         "peers",
+        "peer_template",
+        "seeds",
+        "scale_file",
+        "statefulset",
+        "max_voters",
         "data_dir",
+        "ephemeral",
+        "on_majority_lost",
         "client_addr",
         "peer_addr",
         "http_addr",
@@ -123,7 +161,14 @@ impl RawConfig {
         Self {
             slot: over.slot.or(self.slot),
             peers: over.peers.or(self.peers),
+            peer_template: over.peer_template.or(self.peer_template),
+            seeds: over.seeds.or(self.seeds),
+            scale_file: over.scale_file.or(self.scale_file),
+            statefulset: over.statefulset.or(self.statefulset),
+            max_voters: over.max_voters.or(self.max_voters),
             data_dir: over.data_dir.or(self.data_dir),
+            ephemeral: over.ephemeral.or(self.ephemeral),
+            on_majority_lost: over.on_majority_lost.or(self.on_majority_lost),
             client_addr: over.client_addr.or(self.client_addr),
             peer_addr: over.peer_addr.or(self.peer_addr),
             http_addr: over.http_addr.or(self.http_addr),
@@ -142,12 +187,24 @@ impl RawConfig {
 /// The validated settings of `larder serve`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServeConfig {
-    /// This node's slot; one of `peers`.
+    /// This node's slot; a place that `discovery` knows.
     pub slot: String,
-    /// Where every peer is dialled. One or three, oneself included.
-    pub peers: PeerMap,
+    /// Where every peer is dialled, oneself included.
+    pub discovery: Discovery,
+    /// Who says which slots found the cluster; see [`Self::seeds`].
+    pub seeds: Seeds,
+    /// A file that says how many nodes are wanted, where there is no Kubernetes API to ask.
+    pub scale_file: Option<PathBuf>,
+    /// The StatefulSet that this node is a pod of; `None`: no Kubernetes API is asked for anything.
+    pub statefulset: Option<StatefulSetName>,
+    /// How many members vote at most: odd, 1 to 9.
+    pub max_voters: u8,
     /// Where the node keeps its data.
     pub data_dir: PathBuf,
+    /// Whether the data directory is emptied at every start, so that each start is a new member.
+    pub ephemeral: bool,
+    /// What the last member left does. [`OnMajorityLost::Recover`] only with `ephemeral`.
+    pub on_majority_lost: OnMajorityLost,
     /// Where clients connect.
     pub client_addr: SocketAddr,
     /// Where peers connect.
@@ -172,27 +229,73 @@ pub struct ServeConfig {
     pub election_timeout_max_ms: u64,
 }
 
+/// Who says which slots found the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seeds {
+    /// These are they.
+    Listed(Vec<String>),
+    /// The scale file does.
+    ScaleFile(PathBuf),
+}
+
 impl ServeConfig {
     /// The `host:port` that clients are told: as configured, else this node's own peer host with the client port.
     pub fn advertised_client(&self) -> String {
-        self.advertise_client.clone().unwrap_or_else(|| {
-            let host = self.peers.own_address().host.clone();
-            PeerAddress { host, port: self.client_addr.port() }.to_string()
-        })
+        let own = || self.discovery.place(&self.slot).map(|own| own.host).unwrap_or_default();
+        self.advertise_client
+            .clone()
+            .unwrap_or_else(|| HostPort { host: own(), port: self.client_addr.port() }.to_string())
     }
-}
 
-impl TryFrom<RawConfig> for ServeConfig {
-    type Error = Error;
+    /// The slots that found the cluster. Reads the scale file if it says them, and then blocks. Only a node whose data directory is bound
+    /// to no cluster needs them: any other must start without.
+    ///
+    /// # Errors
+    /// `Invalid` if the scale file cannot be read or does not say them, or if one of them is not in the list of peers.
+    pub fn seeds(&self) -> Result<Vec<String>> {
+        let seeds = match &self.seeds {
+            Seeds::Listed(seeds) => seeds.clone(),
+            Seeds::ScaleFile(path) => ScaleFile::read(path)?.seeds()?,
+        };
+        self.check_seeds(&seeds)?;
+        Ok(seeds)
+    }
 
-    fn try_from(raw: RawConfig) -> Result<Self> {
-        let slot = required("slot", raw.slot, "this node's slot, such as 0")?;
-        let peers = required("peers", raw.peers, "slot=host:port of every peer, oneself included")?;
-        let peers =
-            PeerMap::parse(&slot, &peers).map_err(|error| Error::Invalid(format!("peers: {error}")))?;
+    /// How many nodes the scale file wants; `None` without one, and where it does not say. Reads the file, and then blocks.
+    pub fn wanted_replicas(&self) -> Option<u32> {
+        let path = self.scale_file.as_ref()?;
+        let replicas = ScaleFile::read(path).and_then(|file| file.replicas());
+        replicas.inspect_err(|error| tracing::warn!(%error, "the wanted number of nodes is not known")).ok()
+    }
+
+    fn check_seeds(&self, seeds: &[String]) -> Result<()> {
+        match &self.discovery {
+            Discovery::Static(map) => map.check_seeds(seeds).map_err(invalid("seeds")),
+            Discovery::Template(_) => Ok(()),
+        }
+    }
+
+    /// Checks the settings, and takes from the machine what they leave open.
+    ///
+    /// # Errors
+    /// `Invalid` with the key, the value, and what is allowed.
+    pub fn new(raw: RawConfig, machine: &Machine) -> Result<Self> {
+        let (slot, discovery) = place(raw.slot, raw.peers, raw.peer_template, machine)?;
+        let seeds = match (raw.seeds, &raw.scale_file, &discovery) {
+            (Some(list), _, _) => Seeds::Listed(parse_seeds(&list).map_err(invalid("seeds"))?),
+            (None, Some(file), _) => Seeds::ScaleFile(file.clone()),
+            (None, None, Discovery::Static(map)) => Seeds::Listed(map.default_seeds()),
+            (None, None, Discovery::Template(_)) => {
+                return Err(Error::Invalid(
+                    "seeds is missing: with a template, give the slots that found the cluster, such as 0,1,2, by --seeds, \
+                     LARDER_SEEDS or the file, or a --scale-file that says them"
+                        .into(),
+                ));
+            }
+        };
         let advertise_client = raw.advertise_client;
         if let Some(address) = &advertise_client {
-            address.parse::<PeerAddress>().map_err(|why| {
+            address.parse::<HostPort>().map_err(|why| {
                 Error::Invalid(format!("advertise_client = \"{address}\" is not host:port: {why}"))
             })?;
         }
@@ -206,13 +309,24 @@ impl TryFrom<RawConfig> for ServeConfig {
             client_addr: socket("client_addr", raw.client_addr, 7400)?,
             peer_addr: socket("peer_addr", raw.peer_addr, 7401)?,
             http_addr: socket("http_addr", raw.http_addr, 7402)?,
-            memory_limit_bytes: raw.memory_limit.map(|size| size.0),
+            memory_limit_bytes: raw.memory_limit.map(|size| size.0).or(machine.memory_limit_bytes),
+            scale_file: raw.scale_file,
+            statefulset: raw
+                .statefulset
+                .map(|name| name.parse().map_err(invalid("statefulset")))
+                .transpose()?,
+            max_voters: raw.max_voters.unwrap_or(DEFAULT_MAX_VOTERS),
+            ephemeral: raw.ephemeral.unwrap_or_default(),
+            on_majority_lost: raw.on_majority_lost.map_or(Ok(OnMajorityLost::default()), |rule| {
+                rule.parse().map_err(invalid("on_majority_lost"))
+            })?,
             snapshot_log_bytes: raw.snapshot_log_bytes.map_or(DEFAULT_SNAPSHOT_LOG_BYTES, |size| size.0),
             heartbeat_ms: raw.heartbeat_ms.unwrap_or(100),
             election_timeout_min_ms: raw.election_timeout_min_ms.unwrap_or(500),
             election_timeout_max_ms: raw.election_timeout_max_ms.unwrap_or(1000),
             slot,
-            peers,
+            discovery,
+            seeds,
             advertise_client,
             log_level,
             log_format,
@@ -220,14 +334,27 @@ impl TryFrom<RawConfig> for ServeConfig {
         config.check()?;
         Ok(config)
     }
-}
 
-impl ServeConfig {
     /// The settings against one another.
     fn check(&self) -> Result<()> {
         let Self { heartbeat_ms, election_timeout_min_ms: min, election_timeout_max_ms: max, .. } = self;
         let needed = heartbeat_ms.saturating_mul(HEARTBEATS_PER_ELECTION);
         let invalid = |sentence: String| Err(Error::Invalid(sentence));
+        if self.max_voters % 2 == 0 || self.max_voters > MOST_VOTERS {
+            return invalid(format!(
+                "max_voters = {}: give an odd number from 1 to {MOST_VOTERS}; an even one tolerates no more failures than the \
+                 odd one below it",
+                self.max_voters
+            ));
+        }
+        if self.on_majority_lost == OnMajorityLost::Recover && !self.ephemeral {
+            return invalid(
+                "on_majority_lost = recover: only with ephemeral; a node that keeps its data waits for `larder recover`".into(),
+            );
+        }
+        if let Seeds::Listed(seeds) = &self.seeds {
+            self.check_seeds(seeds)?;
+        }
         if !(1..=MAX_TIMEOUT_MS).contains(heartbeat_ms) {
             return invalid(format!("heartbeat_ms = {heartbeat_ms}: give 1 to {MAX_TIMEOUT_MS}"));
         }
@@ -270,6 +397,44 @@ impl ServeConfig {
         }
         Ok(())
     }
+}
+
+/// This node's slot, and where the others are.
+fn place(
+    slot: Option<String>,
+    peers: Option<String>,
+    template: Option<String>,
+    machine: &Machine,
+) -> Result<(String, Discovery)> {
+    match (peers, template) {
+        (Some(_), Some(_)) => Err(Error::Invalid(
+            "peers and peer_template are both given: give the one or the other; look also in LARDER_PEERS, LARDER_PEER_TEMPLATE \
+             and the file"
+                .into(),
+        )),
+        (peers, None) => {
+            let slot = required("slot", slot, "this node's slot, such as 0")?;
+            let peers = required("peers", peers, "slot=host:port of every peer, oneself included, or a peer_template")?;
+            let map = PeerMap::parse(&slot, &peers).map_err(invalid("peers"))?;
+            Ok((slot, Discovery::Static(map)))
+        }
+        (None, Some(template)) => {
+            let slot = slot.map_or_else(|| ordinal_of(&machine.hostname), |slot| parse_slot(&slot));
+            let slot = slot.map_err(invalid("slot"))?;
+            let found = Discovery::Template(PeerTemplate::parse(&template).map_err(invalid("peer_template"))?);
+            if found.place(&slot).is_none() {
+                return Err(Error::Invalid(format!(
+                    "peer_template = \"{template}\" with slot {slot} is longer than any DNS name"
+                )));
+            }
+            Ok((slot, found))
+        }
+    }
+}
+
+/// Names the key in front of what is wrong with its value.
+fn invalid<E: fmt::Display>(key: &str) -> impl FnOnce(E) -> Error {
+    move |error| Error::Invalid(format!("{key}: {error}"))
 }
 
 fn required<T>(key: &str, value: Option<T>, what: &str) -> Result<T> {

@@ -7,6 +7,7 @@
 //! | 0 | [`error`], [`time`], [`observe`], [`proto`] | what everything may use |
 //! | 1 | [`state`] | PURE: what a command means. No clock, file, socket, thread, random |
 //! | 1 | [`store`] | what is on disk: the log on sled, the vote, the identity, the snapshots. Knows bytes, not commands |
+//! | 1 | [`net`] | names, resolved at every dial, and the connections made to what is behind them |
 //! | 2 | [`raft`] | openraft between the two: proposing, reading, peers. Nothing else names openraft |
 //! | 3 | [`service`] | the seam `Cache`: here, or on the leader |
 //! | 3 | [`cluster`] | who am I, who are they: identity, genesis |
@@ -25,6 +26,7 @@ pub mod cmd;
 pub mod config;
 pub mod error;
 pub mod kubernetes;
+pub mod net;
 pub mod observe;
 pub mod proto;
 pub mod raft;

@@ -7,7 +7,7 @@
 //!
 //! The caller owns the sockets and the stop signal, so tests bind port 0.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
@@ -26,11 +26,12 @@ use crate::{
     },
     config::ServeConfig,
     error::{Error, Result},
+    net::{Resolver, SystemResolver},
     observe::{Metrics, SnapshotKind},
-    raft::{self, Asked, Directory, Hooks, Host, Myself, Node, Peers, SnapshotEvent},
+    raft::{self, Asked, Hooks, Host, Myself, Node, Peers, SnapshotEvent},
     service::{ClusterView, LateCache, NodeView, ReplicatedCache, duties},
     store::{self, Binding, IdentityFile, Log, LogOptions, Snapshots},
-    time::Clock,
+    time::{Clock, SystemClock},
 };
 
 /// Entries proposed and not yet applied, at most. While one is on its way the next gathers, so fewer in flight means more commands in one sync.
@@ -77,6 +78,22 @@ async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener> {
     })
 }
 
+/// What a node asks of the world around it. Tests bring their own.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// Which addresses are behind its peers' names.
+    pub resolver: Arc<dyn Resolver>,
+}
+
+impl Surroundings {
+    /// This machine's.
+    pub fn system() -> Self {
+        Self { clock: Arc::new(SystemClock::new()), resolver: Arc::new(SystemResolver::default()) }
+    }
+}
+
 /// Why a node does not go on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
@@ -114,18 +131,28 @@ fn storage(error: impl std::fmt::Display) -> Error {
 /// What is opened before any port answers.
 struct Opened {
     identity: IdentityFile,
+    seeds: Vec<String>,
     log: Log,
     snapshots: Snapshots,
 }
 
 fn open(config: &ServeConfig, metrics: &Arc<Metrics>) -> Result<Opened> {
     let dir: &Path = &config.data_dir;
-    let (mut identity, _) =
-        IdentityFile::open_or_format(dir, &config.slot, uuid::Uuid::new_v4()).map_err(storage)?;
+    let open = if config.ephemeral { IdentityFile::format_anew } else { IdentityFile::open_or_format };
+    let (mut identity, _) = open(dir, &config.slot, uuid::Uuid::new_v4()).map_err(storage)?;
     if let Binding::Left { cluster } = identity.identity().binding {
         tracing::info!(%cluster, "this directory left its cluster: its slot comes back as a new member");
         identity.reformat(uuid::Uuid::new_v4()).map_err(storage)?;
     }
+    let seeds = match config.seeds() {
+        Ok(seeds) => seeds,
+        // A node that belongs to a cluster needs none, and must not depend on a file that it does not need.
+        Err(error) if matches!(identity.identity().binding, Binding::Bound { .. }) => {
+            tracing::warn!(%error, "the seeds are not known; this node is bound to its cluster and starts without");
+            Vec::new()
+        }
+        Err(error) => return Err(error),
+    };
     let incarnation = identity.identity().incarnation;
     let counted = metrics.clone();
     let options = LogOptions {
@@ -137,10 +164,10 @@ fn open(config: &ServeConfig, metrics: &Arc<Metrics>) -> Result<Opened> {
     };
     let (log, _) = Log::open(options).map_err(storage)?;
     let snapshots = Snapshots::open(dir, incarnation, raft::GROUP).map_err(storage)?;
-    Ok(Opened { identity, log, snapshots })
+    Ok(Opened { identity, seeds, log, snapshots })
 }
 
-fn myself(config: &ServeConfig, identity: &store::Identity) -> Myself {
+fn myself(config: &ServeConfig, identity: &store::Identity, seeds: Vec<String>) -> Myself {
     Myself {
         slot: config.slot.clone(),
         incarnation: identity.incarnation,
@@ -149,15 +176,8 @@ fn myself(config: &ServeConfig, identity: &store::Identity) -> Myself {
         nonce: rand::random(),
         client_address: config.advertised_client(),
         memory_limit_bytes: config.memory_limit_bytes.unwrap_or(0),
-        seeds: config.peers.seeds(),
+        seeds,
     }
-}
-
-/// The static list of peers: names are resolved at every dial.
-fn directory(config: &ServeConfig) -> Arc<dyn Directory> {
-    let addresses: BTreeMap<String, String> =
-        config.peers.iter().map(|(slot, address)| (slot.to_string(), address.to_string())).collect();
-    Arc::new(addresses)
 }
 
 impl Server {
@@ -165,24 +185,30 @@ impl Server {
     ///
     /// # Errors
     /// If the data directory is another node's, damaged, of a newer release, or in use; with a sentence that says what to do.
-    pub async fn start(mut config: ServeConfig, listeners: Listeners, clock: Arc<dyn Clock>) -> Result<Self> {
+    pub async fn start(
+        mut config: ServeConfig,
+        listeners: Listeners,
+        surroundings: Surroundings,
+    ) -> Result<Self> {
+        let Surroundings { clock, resolver } = surroundings;
         // What was bound counts: a test asks for port 0.
         config.client_addr = listeners.client.local_addr().unwrap_or(config.client_addr);
         let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
         let for_open = (config.clone(), metrics.clone());
-        let Opened { identity, log, snapshots } =
+        let Opened { identity, seeds, log, snapshots } =
             tokio::task::spawn_blocking(move || open(&for_open.0, &for_open.1)).await.map_err(storage)??;
 
-        let me = myself(&config, identity.identity());
+        let me = myself(&config, identity.identity(), seeds.clone());
         tracing::info!(slot = me.slot, id = me.raft_id, incarnation = %me.incarnation, boot = me.boot_counter, "starting");
         let booted_before = me.boot_counter > 1;
-        let peers = Peers::new(me, clock.clone(), directory(&config));
+        let peers = Peers::new(me, clock.clone(), Arc::new(config.discovery.clone()), resolver);
         if let Binding::Bound { cluster, .. } = &identity.identity().binding {
             peers.bind(*cluster);
         }
-        let listed = config.peers.iter().map(|(slot, _)| slot.to_owned()).collect();
-        let scale = Scale::new(None, Arc::new(|| None), listed);
-        let genesis = cluster::prepare(identity, config.peers.seeds(), peers.clone(), scale.clone());
+        let configured = config.clone();
+        let configured = Arc::new(move || configured.wanted_replicas());
+        let scale = Scale::new(None, configured, config.discovery.listed());
+        let genesis = cluster::prepare(identity, seeds, peers.clone(), scale.clone());
         let refused = metrics.clone();
         let on_refused = Arc::new(move |reason| refused.peer_refused(reason));
         let host = Host::new(peers.clone(), snapshots.clone(), genesis.published(), on_refused);
@@ -340,9 +366,9 @@ impl Start {
         self.cache.fill(ReplicatedCache::new(node.clone(), on_forward));
         let mut background = JoinSet::new();
         background.spawn(cluster::gate::keep(node.clone()));
-        let seeds = self.config.peers.seeds();
-        let keeping =
-            keeper::Options { seeds: seeds.clone(), max_voters: 5, silent: Duration::from_secs(60) };
+        let seeds = self.peers.myself().seeds.clone();
+        let max_voters = self.config.max_voters.into();
+        let keeping = keeper::Options { seeds: seeds.clone(), max_voters, silent: Duration::from_secs(60) };
         background.spawn(Keeper::new(node.clone(), self.scale.clone(), keeping, asked).run());
         background.spawn(duties::run(node.clone()));
         background.spawn(duties::learn_addresses(self.host.clone(), node.clone()));

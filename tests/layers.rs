@@ -22,6 +22,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("proto", 0),
     ("state", 1),
     ("store", 1),
+    ("net", 1),
     ("raft", 2),
     ("service", 3),
     ("cluster", 3),
@@ -59,6 +60,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("anyhow", &["main"]),
     ("kube", &["kubernetes"]),
     ("k8s_openapi", &["kubernetes"]),
+    ("hickory_resolver", &["net"]),
 ];
 
 /// What the pure state may not name: time, files, sockets, threads, runtimes, randomness, floats.

@@ -15,7 +15,7 @@ use h2::{
     client::{Builder, SendRequest},
 };
 use prost::Message;
-use tokio::{net::TcpStream, sync::Mutex, time::timeout};
+use tokio::{sync::Mutex, time::timeout};
 use tonic::{
     Code,
     codegen::http::{
@@ -25,7 +25,10 @@ use tonic::{
 };
 
 use super::ErrorKind;
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    net::Connector,
+};
 
 /// HTTP/2 windows that never stall the largest value.
 const WINDOW_BYTES: u32 = 4 << 20;
@@ -209,8 +212,7 @@ fn broken(_: h2::Error) -> ErrorKind {
 
 async fn dial(authority: &Authority, limit: Duration) -> std::io::Result<SendRequest<Bytes>> {
     let connect = async {
-        let stream = TcpStream::connect(authority.as_str()).await?;
-        stream.set_nodelay(true)?;
+        let stream = Connector::system(authority.as_str()).dial().await.map_err(std::io::Error::other)?;
         let (sender, connection) = Builder::new()
             .initial_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES)

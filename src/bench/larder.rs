@@ -10,6 +10,7 @@ use tonic::transport::{Channel, Endpoint};
 use super::{ErrorKind, GrpcConnection, GrpcMethod, Operation, Target};
 use crate::{
     error::{Error, Result},
+    net::Connector,
     proto::v1::{
         BatchOperation, BatchRequest, BatchResponse, Consistency, GetRequest, GetResponse, MembersRequest,
         ReadOptions, Role, SetRequest, SetResponse, StatusRequest, batch_operation, batch_result,
@@ -132,7 +133,8 @@ fn endpoint(address: &str, timeout: Duration) -> Result<Endpoint> {
 
 async fn open(endpoint: &Endpoint) -> Result<Channel> {
     let uri = endpoint.uri();
-    endpoint.connect().await.map_err(|error| {
+    let connector = Connector::system(uri.authority().map_or("", |authority| authority.as_str()));
+    endpoint.connect_with_connector(connector).await.map_err(|error| {
         let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
         Error::Unavailable(format!("no connection to {uri}{cause}; see whether a node runs there"))
     })

@@ -22,7 +22,10 @@ use super::{
     ClientError, Endpoint, Options,
     error::{Failure, chain, classify},
 };
-use crate::proto::v1::{MembersRequest, MembersResponse, cluster_client::ClusterClient};
+use crate::{
+    net::Connector,
+    proto::v1::{MembersRequest, MembersResponse, cluster_client::ClusterClient},
+};
 
 /// HTTP/2 windows that never stall the largest answers.
 const WINDOW_BYTES: u32 = 4 << 20;
@@ -190,14 +193,13 @@ async fn dial(endpoint: &Endpoint, options: &Options) -> Result<(Channel, Member
     let unreachable = |why: String| ConnectFailure::Unreachable(format!("{endpoint}: {why}"));
     let transport = tonic::transport::Endpoint::from_shared(endpoint.url())
         .map_err(|error| unreachable(error.to_string()))?
-        .connect_timeout(options.connect_timeout)
-        .tcp_nodelay(true)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE);
     let late = |what: &str| unreachable(format!("{what} within {:?}", options.connect_timeout));
-    let channel = timeout(options.connect_timeout, transport.connect())
+    let connector = Connector::system(&endpoint.to_string());
+    let channel = timeout(options.connect_timeout, transport.connect_with_connector(connector))
         .await
         .map_err(|_| late("no connection could be made"))?
         .map_err(|error| unreachable(chain("", &error)))?;

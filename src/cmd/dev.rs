@@ -13,7 +13,7 @@ use super::{
     node::{self, StopSignal},
 };
 use crate::{
-    config::{RawConfig, ServeConfig},
+    config::{Machine, RawConfig, ServeConfig},
     error::Error,
     observe::tracing,
     server::{Ended, Server},
@@ -53,7 +53,7 @@ fn node_count(text: &str) -> Result<u8, String> {
     match text {
         "1" => Ok(1),
         "3" => Ok(3),
-        _ => Err("this release has clusters of 1 or 3 nodes".into()),
+        _ => Err("give 1 or 3".into()),
     }
 }
 
@@ -95,7 +95,7 @@ fn configs(args: &DevArgs, dir: &Path) -> Result<Vec<ServeConfig>, Error> {
     let peers: Vec<String> = (0..args.nodes).map(|slot| format!("{slot}={}", local(slot, 1))).collect();
     (0..args.nodes)
         .map(|slot| {
-            ServeConfig::try_from(RawConfig {
+            let raw = RawConfig {
                 slot: Some(slot.to_string()),
                 peers: Some(peers.join(",")),
                 data_dir: Some(dir.join(slot.to_string())),
@@ -103,7 +103,8 @@ fn configs(args: &DevArgs, dir: &Path) -> Result<Vec<ServeConfig>, Error> {
                 peer_addr: Some(local(slot, 1)),
                 http_addr: Some(local(slot, 2)),
                 ..RawConfig::default()
-            })
+            };
+            ServeConfig::new(raw, &Machine::default())
         })
         .collect()
 }

@@ -9,11 +9,14 @@ use clap::CommandFactory;
 
 use super::Cli;
 
+/// What the connection ConfigMap of the chart says besides: for clients in other languages, and read by no command here.
+const OF_THE_CHART: [&str; 2] = ["LARDER_CLIENT_PORT", "LARDER_PROTOCOL"];
+
 /// Of these names, those that begin with `LARDER_` and that no command reads, in order. Left out are the ones that Kubernetes
 /// makes for services whose names begin with "larder": `LARDER_PORT*`, `LARDER_SERVICE_*`, `LARDER_0_PORT_7400_TCP` and
 /// their like.
 pub fn unknown_variables(names: impl IntoIterator<Item = String>) -> Vec<String> {
-    let mut known = BTreeSet::new();
+    let mut known = BTreeSet::from(OF_THE_CHART.map(str::to_owned));
     collect(&Cli::command(), &mut known);
     let unknown: BTreeSet<String> = names
         .into_iter()
@@ -55,6 +58,8 @@ mod tests {
             "LARDER_0_SERVICE_HOST",
             "LARDER_PEERS_PORT_7401_TCP",
             "PATH",
+            "LARDER_CLIENT_PORT",
+            "LARDER_PROTOCOL",
             "LARDER_DATADIR",
         ];
         assert_eq!(unknown_variables(names.map(str::to_owned)), ["LARDER_DATADIR", "LARDER_SLOTT"]);

@@ -1,14 +1,11 @@
 //! Running nodes until a signal: what `serve` and `dev` share.
 
-use std::sync::Arc;
-
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     config::ServeConfig,
     error::{Error, Result},
-    server::{Ended, Listeners, Server},
-    time::SystemClock,
+    server::{Ended, Listeners, Server, Surroundings},
 };
 
 /// SIGTERM, as Kubernetes sends it, and SIGINT, as a terminal does. Also as PID 1, which has no default handlers.
@@ -33,10 +30,10 @@ impl StopSignal {
     }
 }
 
-/// Binds the configured addresses and starts a node on the machine's clock.
+/// Binds the configured addresses and starts a node on this machine.
 pub(super) async fn start(config: ServeConfig) -> Result<Server> {
     let listeners = Listeners::bind(&config).await?;
-    Server::start(config, listeners, Arc::new(SystemClock::new())).await
+    Server::start(config, listeners, Surroundings::system()).await
 }
 
 /// Runs one node until a signal or until it cannot go on.

@@ -31,8 +31,8 @@ use crate::{
     store::identity::{ClusterId, raft_id},
 };
 
-/// The longest slot, in bytes: the longest label of DNS.
-pub const MAX_SLOT_BYTES: usize = 63;
+/// The longest slot, in bytes: the longest DNS name, because a slot may be the name of a machine.
+pub const MAX_SLOT_BYTES: usize = 253;
 
 /// The longest `host:port` taken from a peer, in bytes: a DNS name, brackets, a colon and a port.
 pub const MAX_ADDRESS_BYTES: usize = 253 + 2 + 1 + 5;

@@ -11,6 +11,7 @@ use super::{
     peers::{GROUP, Lane, Peers},
 };
 use crate::{
+    net::DialError,
     proto::raft as pb,
     store::{Binding, ClusterId, FoundingSet, raft_id},
 };
@@ -95,7 +96,7 @@ pub async fn hello(peers: &Peers, slot: &str) -> Result<HelloAnswer, String> {
     let answer = match timeout(TIMEOUT, client.hello(request)).await {
         Ok(Ok(answer)) => answer.into_inner(),
         Ok(Err(status)) => {
-            return Err(format!("{} does not answer: {}", peers.address_of(slot), root_cause(&status)));
+            return Err(no_answer(&peers.address_of(slot), &status));
         }
         Err(_) => return Err(format!("{} did not answer in time", peers.address_of(slot))),
     };
@@ -121,12 +122,15 @@ pub async fn hello(peers: &Peers, slot: &str) -> Result<HelloAnswer, String> {
 }
 
 /// tonic says "transport error" and hides why in its sources.
-fn root_cause(status: &tonic::Status) -> String {
+fn no_answer(address: &str, status: &tonic::Status) -> String {
     let mut cause: &dyn std::error::Error = status;
     while let Some(source) = cause.source() {
         cause = source;
     }
-    cause.to_string()
+    match cause.downcast_ref() {
+        Some(DialError::Unresolved(why)) => format!("{address} does not resolve: {why}"),
+        _ => format!("{address} does not answer: {cause}"),
+    }
 }
 
 fn binding(answer: &pb::HelloResponse, cluster: Option<ClusterId>) -> Result<Binding, String> {

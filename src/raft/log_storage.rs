@@ -223,7 +223,12 @@ mod tests {
             seeds: Vec::new(),
         };
         let nobody = Arc::new(BTreeMap::<String, String>::new());
-        let peers = Peers::new(myself, Arc::new(SystemClock::new()), nobody);
+        let peers = Peers::new(
+            myself,
+            Arc::new(SystemClock::new()),
+            nobody,
+            Arc::new(crate::net::TableResolver::new()),
+        );
         peers.bind(ClusterId([7; 16]));
         peers
     }

@@ -1,8 +1,8 @@
 //! Where the other nodes are, and what this one says of itself to them.
 //!
 //! A connection is kept for each slot and [`Lane`]: a snapshot under way must not hold up appends, nor appends a vote.
-//! Connections are lazy and made anew by tonic behind our back, each time resolving the name again with no cache of
-//! failures: which is why every call and the first frame of every stream carries the [`header`](Peers::header).
+//! Connections are lazy and made anew by tonic behind our back, each time asking the directory and resolving the name again
+//! ([`Connector`]), with no cache of failures: which is why every call and the first frame of every stream carries the [`header`](Peers::header).
 
 use std::{
     collections::HashMap,
@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::handshake::{Heard, IdentityRef};
 use crate::{
+    net::{Connector, Resolver},
     proto::raft::{self as pb, peer_client::PeerClient},
     store::ClusterId,
     time::Clock,
@@ -81,24 +82,29 @@ pub struct Peers {
     cluster: OnceLock<ClusterId>,
     clock: Arc<dyn Clock>,
     directory: Arc<dyn Directory>,
+    resolver: Arc<dyn Resolver>,
     channels: Mutex<HashMap<(String, Lane), Channel>>,
     heard: Heard,
 }
 
-/// How long a connection may take to be made.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// A peer that does not answer a ping so long is gone, however alive its connection looks.
 const KEEPALIVE: Duration = Duration::from_secs(1);
 const WINDOW: u32 = 8 * 1024 * 1024;
 
 impl Peers {
-    /// Nobody is dialled yet.
-    pub fn new(myself: Myself, clock: Arc<dyn Clock>, directory: Arc<dyn Directory>) -> Arc<Self> {
+    /// Nobody is dialled yet. `directory` says where a slot is, `resolver` what is behind a name.
+    pub fn new(
+        myself: Myself,
+        clock: Arc<dyn Clock>,
+        directory: Arc<dyn Directory>,
+        resolver: Arc<dyn Resolver>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             myself,
             cluster: OnceLock::new(),
             clock,
             directory,
+            resolver,
             channels: Mutex::new(HashMap::new()),
             heard: Heard::new(),
         })
@@ -180,18 +186,22 @@ impl Peers {
     }
 
     fn dial(&self, slot: &str) -> Result<Channel, String> {
-        let address =
-            self.directory.address(slot).ok_or_else(|| format!("slot {slot} is not among the peers"))?;
+        let directory = self.directory.clone();
+        let named = slot.to_string();
+        let whereto =
+            move || directory.address(&named).ok_or_else(|| format!("nobody says where slot {named} is"));
+        let address = whereto()?;
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|e| format!("the address {address} of slot {slot} is not host:port: {e}"))?;
         Ok(endpoint
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true)
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
-            .connect_lazy())
+            .connect_with_connector_lazy(Connector::new(self.resolver.clone(), whereto)))
     }
 }
+
+#[cfg(test)]
+mod tests;

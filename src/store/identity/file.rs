@@ -57,12 +57,7 @@ impl IdentityFile {
     /// # Errors
     /// In use by another process; of another slot; of a later format; damaged; a log or snapshots without an identity.
     pub fn open_or_format(dir: &Path, slot: &str, fresh: Uuid) -> Result<(Self, Identity), StoreError> {
-        if slot.is_empty() || slot.len() > MAX_SLOT_BYTES {
-            return Err(StoreError::TooLarge(format!(
-                "a slot's name has 1 to {MAX_SLOT_BYTES} bytes, not {}",
-                slot.len()
-            )));
-        }
+        check_slot(slot)?;
         files::create_dir(dir)?;
         let lock = lock(dir)?;
         let path = layout::identity(dir);
@@ -91,6 +86,30 @@ impl IdentityFile {
         identity.boot_counter += 1;
         let file = Self { dir: dir.to_owned(), identity: identity.clone(), _lock: lock };
         file.write(false)?;
+        Ok((file, identity))
+    }
+
+    /// Makes a data directory a new member's, the incarnation `fresh`, whatever member it was before: for one that keeps nothing from one
+    /// start to the next. Only what is Larder's is removed, and nothing where that cannot be told.
+    ///
+    /// # Errors
+    /// In use by another process; what is there is not Larder's; the disk's.
+    pub fn format_anew(dir: &Path, slot: &str, fresh: Uuid) -> Result<(Self, Identity), StoreError> {
+        check_slot(slot)?;
+        files::create_dir(dir)?;
+        let lock = lock(dir)?;
+        let path = layout::identity(dir);
+        match files::read_small(&path, MAX_BYTES)? {
+            Some(bytes) if bytes.starts_with(&MAGIC) => {}
+            Some(_) => return Err(StoreError::damaged(&path, "its content is not an identity record")),
+            // A folder of the name `log` may be anybody's.
+            None => match layout::leftover(dir)? {
+                Some(leftover) => return Err(without_identity(&path, &leftover)),
+                None => {}
+            },
+        }
+        let mut file = Self { dir: dir.to_owned(), identity: new(slot, fresh), _lock: lock };
+        let identity = file.reformat(fresh)?;
         Ok((file, identity))
     }
 
@@ -132,6 +151,15 @@ impl IdentityFile {
 
     fn write(&self, erasing: bool) -> Result<(), StoreError> {
         files::replace(&layout::identity(&self.dir), &encode(&self.identity, erasing))
+    }
+}
+
+fn check_slot(slot: &str) -> Result<(), StoreError> {
+    match slot.len() {
+        1..=MAX_SLOT_BYTES => Ok(()),
+        length => {
+            Err(StoreError::TooLarge(format!("a slot's name has 1 to {MAX_SLOT_BYTES} bytes, not {length}")))
+        }
     }
 }
 
@@ -270,7 +298,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::store::log::{Log, LogOptions};
+    use crate::store::log::{Log, LogOptions, VoteRecord};
 
     fn uuid(n: u128) -> Uuid {
         Uuid::from_u128(n)
@@ -341,6 +369,43 @@ mod tests {
         let error = IdentityFile::open_or_format(dir.path(), "2", uuid(2)).unwrap_err();
         assert!(matches!(&error, StoreError::OtherSlot { .. }));
         assert!(error.to_string().contains("belongs to slot 0"), "{error}");
+    }
+
+    #[test]
+    fn formatting_anew_leaves_nothing_of_the_member_before() {
+        let dir = tempfile::tempdir().unwrap();
+        for (boot, slot) in (1..).zip(["0", "0", "1"]) {
+            let (mut file, identity) = IdentityFile::format_anew(dir.path(), slot, uuid(boot)).unwrap();
+            assert_eq!((identity.incarnation, identity.slot.as_str()), (uuid(boot), slot));
+            assert_eq!((identity.boot_counter, &identity.binding), (1, &Binding::Formatted));
+            assert_eq!(layout::leftover(dir.path()).unwrap(), None);
+            let (log, recovered) = Log::open(LogOptions::new(dir.path(), uuid(boot))).unwrap();
+            assert_eq!((log.last(), recovered.vote), (None, None));
+            let (done, saved) = std::sync::mpsc::channel();
+            log.save_vote(
+                VoteRecord { term: 1, node: 1, committed: false },
+                Box::new(move |r| drop(done.send(r))),
+            );
+            saved.recv().unwrap().unwrap();
+            fs::create_dir_all(dir.path().join("snapshots")).unwrap();
+            fs::write(dir.path().join("snapshots/x"), "x").unwrap();
+            file.save(Binding::Promised(set())).unwrap();
+            let error = IdentityFile::format_anew(dir.path(), slot, uuid(9)).unwrap_err();
+            assert!(matches!(error, StoreError::InUse { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn formatting_anew_removes_nothing_that_may_be_somebody_elses() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("log")).unwrap();
+        fs::write(dir.path().join("log/syslog"), "x").unwrap();
+        let error = IdentityFile::format_anew(dir.path(), "0", uuid(1)).unwrap_err();
+        assert!(matches!(error, StoreError::Missing { .. }), "{error}");
+        fs::write(dir.path().join("identity"), "not ours").unwrap();
+        let error = IdentityFile::format_anew(dir.path(), "0", uuid(1)).unwrap_err();
+        assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
+        assert!(dir.path().join("log/syslog").exists());
     }
 
     #[test]
