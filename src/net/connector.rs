@@ -20,9 +20,6 @@ use super::{HostPort, Resolver, SystemResolver};
 
 /// How long one address may take to answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a name may take to resolve: a question to a server that does not answer, and half of the next one. Below what those who
-/// dial wait (`raft::hello`), so that they hear the reason.
-const RESOLVE_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How many addresses of one name are tried. A node has one or two; a service that has more is reached by the first.
 const MAX_ADDRESSES: usize = 8;
 
@@ -94,10 +91,7 @@ impl Connector {
         let HostPort { host, port } = address
             .parse()
             .map_err(|why| DialError::Nowhere(format!("{address:?} is not host:port: {why}")))?;
-        let resolved = timeout(RESOLVE_TIMEOUT, self.resolver.resolve(&host, port))
-            .await
-            .unwrap_or_else(|_| Err(format!("no answer within {RESOLVE_TIMEOUT:?}")))
-            .map_err(DialError::Unresolved)?;
+        let resolved = self.resolver.resolve(&host, port).await.map_err(DialError::Unresolved)?;
         let named = host.parse::<IpAddr>().is_err();
         let mut failure = DialError::Unresolved("it has no address".into());
         for address in resolved.into_iter().take(MAX_ADDRESSES) {

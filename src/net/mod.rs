@@ -30,7 +30,7 @@ pub use connector::{Connector, DialError};
 pub use system::SystemResolver;
 pub use table::TableResolver;
 
-/// Who knows the addresses behind a name. Asked at every dial.
+/// Who knows the addresses behind a name. Asked at every dial, and answers within two seconds, if only that it does not know.
 #[async_trait]
 pub trait Resolver: Debug + Send + Sync + 'static {
     /// The addresses behind `host`, best first, each with `port`. An IP address stands for itself. Never empty.

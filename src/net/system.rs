@@ -18,6 +18,7 @@ use hickory_resolver::{
     },
     system_conf::parse_resolv_conf,
 };
+use tokio::time::timeout;
 
 use super::Resolver;
 
@@ -25,6 +26,8 @@ use super::Resolver;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a question without an answer is asked again.
 const RETRIES: usize = 1;
+/// How long all questions for one name may take. Below what those who dial wait (`raft::hello`), so that they hear the reason.
+const RESOLVE_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// The machine's own resolving, without the C library: `/etc/hosts`, then the name servers of `/etc/resolv.conf`, with its search list.
 ///
@@ -138,7 +141,11 @@ async fn ask(config: ResolverConfig, options: ResolverOpts, name: Name) -> Resul
     let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
     *builder.options_mut() = options;
     let resolver = builder.build().map_err(|error| why(&error))?;
-    let found = resolver.lookup_ip(name).await.map_err(|error| why(&error))?;
+    let found = timeout(RESOLVE_TIMEOUT, resolver.lookup_ip(name)).await.unwrap_or(Err(NetError::Timeout));
+    let found = found.map_err(|error| why(&error))?;
     let addresses: Vec<IpAddr> = found.iter().collect();
     if addresses.is_empty() { Err(format!("the name has no address (asked {asked})")) } else { Ok(addresses) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod discovery;
 mod disk;
 mod elections;
 mod forming;

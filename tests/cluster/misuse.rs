@@ -12,13 +12,13 @@ use crate::harness::{Cluster, Exit, Node, Options, alone, eventually, larder, sh
 const SOON: Duration = Duration::from_secs(10);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn other_than_one_or_three_peers_is_a_usage_error() {
+async fn other_than_one_or_three_seeds_is_a_usage_error() {
     let _machine = shared().await;
-    for nodes in [2, 4] {
-        let mut cluster = Cluster::prepare(&Options { nodes, ..Options::default() });
+    for seeds in ["0,1", "0,1,2,3"] {
+        let mut cluster = Cluster::prepare(&Options { nodes: 5, ..Options::with("--seeds", seeds) });
         cluster.nodes[0].start();
         let exit = cluster.nodes[0].exit(SOON).await;
-        assert_exit(&exit, 2, &["1 or 3"]);
+        assert_exit(&exit, 2, &["seeds", "1 or 3"]);
         assert!(!cluster.nodes[0].data.join("identity").exists(), "nothing was formatted");
     }
 }
@@ -26,8 +26,21 @@ async fn other_than_one_or_three_peers_is_a_usage_error() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_flags_and_settings_are_usage_errors() {
     let _machine = shared().await;
-    let bad: [&[&str]; 5] = [
+    let bad: [&[&str]; 8] = [
         &["serve", "--no-such-flag"],
+        &[
+            "serve",
+            "--max-voters",
+            "4",
+            "--slot",
+            "0",
+            "--peers",
+            "0=127.0.0.1:1",
+            "--data-dir",
+            "/nonexistent",
+        ],
+        &["serve", "--slot", "0", "--peer-template", "{slot}:1", "--data-dir", "/nonexistent"],
+        &["serve", "--ephemeral=perhaps", "--slot", "0"],
         &["serve", "--slot", "7", "--peers", "0=127.0.0.1:1", "--data-dir", "/nonexistent"],
         &["serve", "--slot", "0", "--peers", "nonsense", "--data-dir", "/nonexistent"],
         &["serve", "--slot", "0", "--peers", "0=127.0.0.1:1", "--client-addr", "nowhere"],
