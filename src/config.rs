@@ -340,7 +340,7 @@ impl ServeConfig {
         let Self { heartbeat_ms, election_timeout_min_ms: min, election_timeout_max_ms: max, .. } = self;
         let needed = heartbeat_ms.saturating_mul(HEARTBEATS_PER_ELECTION);
         let invalid = |sentence: String| Err(Error::Invalid(sentence));
-        if self.max_voters % 2 == 0 || self.max_voters > MOST_VOTERS {
+        if self.max_voters.is_multiple_of(2) || self.max_voters > MOST_VOTERS {
             return invalid(format!(
                 "max_voters = {}: give an odd number from 1 to {MOST_VOTERS}; an even one tolerates no more failures than the \
                  odd one below it",

@@ -164,7 +164,7 @@ fn no_header_from_the_wire_is_taken_with_a_wrong_length() {
         |h| h.from.as_mut().unwrap().incarnation = vec![].into(),
         |h| h.from.as_mut().unwrap().incarnation = vec![0; 17].into(),
         |h| h.from.as_mut().unwrap().slot = String::new(),
-        |h| h.from.as_mut().unwrap().slot = "a".repeat(64),
+        |h| h.from.as_mut().unwrap().slot = "a".repeat(MAX_SLOT_BYTES + 1),
         |h| h.from.as_mut().unwrap().slot = "no\nlines".into(),
         |h| h.client_address = "a".repeat(MAX_ADDRESS_BYTES + 1),
     ];

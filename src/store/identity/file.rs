@@ -103,10 +103,11 @@ impl IdentityFile {
             Some(bytes) if bytes.starts_with(&MAGIC) => {}
             Some(_) => return Err(StoreError::damaged(&path, "its content is not an identity record")),
             // A folder of the name `log` may be anybody's.
-            None => match layout::leftover(dir)? {
-                Some(leftover) => return Err(without_identity(&path, &leftover)),
-                None => {}
-            },
+            None => {
+                if let Some(leftover) = layout::leftover(dir)? {
+                    return Err(without_identity(&path, &leftover));
+                }
+            }
         }
         let mut file = Self { dir: dir.to_owned(), identity: new(slot, fresh), _lock: lock };
         let identity = file.reformat(fresh)?;
