@@ -352,6 +352,24 @@ impl Cluster for Fake {
     ) -> Result<Response<pb::TransferLeaderResponse>, Status> {
         Err(Status::unimplemented("not used"))
     }
+
+    async fn retire_member(
+        &self,
+        _: Request<pb::RetireMemberRequest>,
+    ) -> Result<Response<pb::RetireMemberResponse>, Status> {
+        Err(Status::unimplemented("not used"))
+    }
+
+    async fn promote_member(
+        &self,
+        _: Request<pb::PromoteMemberRequest>,
+    ) -> Result<Response<pb::PromoteMemberResponse>, Status> {
+        Err(Status::unimplemented("not used"))
+    }
+
+    async fn leave(&self, _: Request<pb::LeaveRequest>) -> Result<Response<pb::LeaveResponse>, Status> {
+        Err(Status::unimplemented("not used"))
+    }
 }
 
 /// Serves it on a port of its own, and answers `host:port`.

@@ -434,6 +434,20 @@ async fn members_and_the_transfer_of_leadership() {
     assert_eq!(client.transfer_leader("2").await.unwrap().slot, "2");
     assert_eq!(client.transfer_leader("").await.unwrap().slot, "0");
     assert_eq!(client.transfer_leader("9").await.unwrap_err().code(), Code::FailedPrecondition);
+    cluster.members.lock().unwrap().insert(2, false);
+    client.promote_member("1").await.unwrap();
+    assert_eq!(cluster.slots(), ["0", "1", "2"]);
+    client.retire_member("2").await.unwrap();
+    assert_eq!(cluster.slots(), ["0", "1"]);
+    for refused in [client.retire_member("2").await, client.retire_member("0").await] {
+        assert_eq!(refused.unwrap_err().code(), Code::InvalidArgument);
+    }
+    // Which node leaves must not depend on which one answers.
+    assert!(matches!(client.leave().await, Err(ClientError::Invalid(_))));
+    let own = vec![cluster.nodes[1].address.to_string().parse().unwrap()];
+    let own = Client::new(own, Options { discover: false, ..Options::default() }).unwrap();
+    own.leave().await.unwrap();
+    assert_eq!(cluster.slots(), ["0"]);
 }
 
 #[tokio::test]

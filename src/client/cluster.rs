@@ -255,6 +255,44 @@ impl Client {
     }
 }
 
+/// Changes of the members. None of them is sent again once it may be under way: with an unknown outcome, [`Client::members`] shows it.
+impl Client {
+    /// Takes the member of a slot, which is gone for good, out of the cluster. Returns once that is committed.
+    ///
+    /// # Errors
+    /// If there is no such member, it still answers, those that are left would be no quorum, or nobody takes the request.
+    pub async fn retire_member(&self, slot: &str) -> Result<Header, ClientError> {
+        let request = pb::RetireMemberRequest { slot: slot.to_owned() };
+        let send = |channel, request| async move { stub(channel).retire_member(request).await };
+        Ok(self.call(Kind::Write, Prefer::Leader, request, send).await?.header.into())
+    }
+
+    /// Makes a voter of the learner of a slot. Returns once that is committed.
+    ///
+    /// # Errors
+    /// If there is no such member, there are as many voters as there may be, it lags, or nobody takes the request.
+    pub async fn promote_member(&self, slot: &str) -> Result<Header, ClientError> {
+        let request = pb::PromoteMemberRequest { slot: slot.to_owned() };
+        let send = |channel, request| async move { stub(channel).promote_member(request).await };
+        Ok(self.call(Kind::Write, Prefer::Leader, request, send).await?.header.into())
+    }
+
+    /// Takes the node behind the only endpoint out of its cluster. Returns once that is committed and the node has noted it.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`] for a client that might ask another node: of several endpoints, or one that discovers them
+    /// ([`Options::discover`](super::Options)). Else if there is no leader, those that are left would be no quorum, or the node does not answer.
+    pub async fn leave(&self) -> Result<Header, ClientError> {
+        if self.pool.options.discover || self.pool.configured().len() != 1 {
+            return Err(ClientError::Invalid(
+                "a node leaves by its own word: make a client of its one endpoint that does not discover others".into(),
+            ));
+        }
+        let send = |channel, request| async move { stub(channel).leave(request).await };
+        Ok(self.call(Kind::Write, Prefer::First, pb::LeaveRequest {}, send).await?.header.into())
+    }
+}
+
 impl From<pb::StatusResponse> for NodeStatus {
     fn from(answer: pb::StatusResponse) -> Self {
         Self {

@@ -73,12 +73,18 @@ pub enum RequestMethod {
     Members,
     /// Cluster.TransferLeader
     TransferLeader,
+    /// Cluster.RetireMember
+    RetireMember,
+    /// Cluster.PromoteMember
+    PromoteMember,
+    /// Cluster.Leave
+    Leave,
     /// A path that is no method.
     Unknown,
 }
 
 impl RequestMethod {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 13] = [
         Self::Get,
         Self::Set,
         Self::Delete,
@@ -88,6 +94,9 @@ impl RequestMethod {
         Self::Status,
         Self::Members,
         Self::TransferLeader,
+        Self::RetireMember,
+        Self::PromoteMember,
+        Self::Leave,
         Self::Unknown,
     ];
 
@@ -103,6 +112,9 @@ impl RequestMethod {
             Self::Status => "Status",
             Self::Members => "Members",
             Self::TransferLeader => "TransferLeader",
+            Self::RetireMember => "RetireMember",
+            Self::PromoteMember => "PromoteMember",
+            Self::Leave => "Leave",
             Self::Unknown => "unknown",
         }
     }

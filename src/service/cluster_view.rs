@@ -76,7 +76,8 @@ pub struct Member {
     pub matched_index: Option<u64>,
 }
 
-/// The view that a node has of its cluster. Answers at once from what it knows, except `transfer_leader`.
+/// The view that a node has of its cluster, and what an operator asks of it. Answers at once from what it knows; the asynchronous ones
+/// change the cluster, work on any node, and take as long as that takes: the caller has the deadline.
 #[async_trait]
 pub trait ClusterView: Send + Sync + 'static {
     /// This node's own names.
@@ -91,9 +92,28 @@ pub trait ClusterView: Send + Sync + 'static {
     /// Who belongs to the cluster, by slot. Empty before genesis.
     fn members(&self) -> Vec<Member>;
 
-    /// Hands leadership to a slot ("" for the most caught-up voter) and returns once it leads. Works on any node.
+    /// Hands leadership to a slot ("" for the most caught-up voter) and returns once it leads.
     ///
     /// # Errors
     /// `Invalid` for a slot that is no voter, `Unavailable` if it does not answer, is too far behind, or does not take over in time.
     async fn transfer_leader(&self, slot: &str) -> Result<NodeRef>;
+
+    /// Takes the member of a slot, which is gone for good, out of the cluster. Returns once that is committed.
+    ///
+    /// # Errors
+    /// `Invalid` for a slot without a member, or with one that still answers; `Unavailable` without a leader, or if those that are left would
+    /// be no quorum.
+    async fn retire(&self, slot: &str) -> Result<()>;
+
+    /// Makes a voter of the learner of a slot. Returns once that is committed.
+    ///
+    /// # Errors
+    /// `Invalid` for a slot without a member, or if there are as many voters as there may be; `Unavailable` without a leader, or if it lags.
+    async fn promote(&self, slot: &str) -> Result<()>;
+
+    /// Takes this node out of its cluster. Returns once that is committed and its directory is marked as one that has left.
+    ///
+    /// # Errors
+    /// `Unavailable` without a leader, or if those that are left would be no quorum.
+    async fn leave(&self) -> Result<()>;
 }

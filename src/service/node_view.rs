@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::{Check, ClusterView, Member, Status};
 use crate::{
     error::{Error, NodeRef, Result},
-    raft::{FEATURE_LEVEL, Host, Node, NodeMetrics, Peers},
+    raft::{FEATURE_LEVEL, Host, MemberWish, Node, NodeMetrics, Peers, handshake},
 };
 
 /// What a node tells of itself.
@@ -48,6 +48,18 @@ impl NodeView {
     /// From now on the node is not ready.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
+    }
+
+    /// The running node.
+    fn running(&self) -> Result<&Arc<Node>> {
+        self.host.node().ok_or_else(|| Error::Unavailable(self.waits_for()))
+    }
+
+    /// Has the members changed. Not on the caller's task: with a caller that goes away, half a change would stay.
+    async fn wish(&self, wish: MemberWish) -> Result<()> {
+        let node = Arc::clone(self.running()?);
+        let done = tokio::spawn(async move { node.wish(wish).await }).await;
+        done.unwrap_or_else(|_| Err(Error::OutcomeUnknown("the change of the members broke off".into())))
     }
 
     fn waits_for(&self) -> String {
@@ -159,9 +171,7 @@ impl ClusterView for NodeView {
     }
 
     async fn transfer_leader(&self, slot: &str) -> Result<NodeRef> {
-        let Some(node) = self.host.node() else {
-            return Err(Error::Unavailable(self.waits_for()));
-        };
+        let node = self.running()?;
         if node.is_leader() {
             return node.hand_over(slot).await;
         }
@@ -170,4 +180,27 @@ impl ClusterView for NodeView {
             None => Err(Error::Unavailable("no leader is known; wait for one and try again".into())),
         }
     }
+
+    async fn retire(&self, slot: &str) -> Result<()> {
+        self.wish(MemberWish::Retire { slot: named(slot)? }).await
+    }
+
+    async fn promote(&self, slot: &str) -> Result<()> {
+        self.wish(MemberWish::Promote { slot: named(slot)? }).await
+    }
+
+    async fn leave(&self) -> Result<()> {
+        self.wish(MemberWish::Leave).await
+    }
+}
+
+/// A slot as somebody outside names it. Whether a member has it, the leader knows.
+fn named(slot: &str) -> Result<String> {
+    if handshake::is_slot(slot) {
+        return Ok(slot.to_owned());
+    }
+    Err(Error::Invalid(format!(
+        "{:?} is no slot; `larder member list` shows those that there are",
+        slot.chars().take(64).collect::<String>()
+    )))
 }

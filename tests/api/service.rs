@@ -55,6 +55,24 @@ async fn every_answer_has_a_header() {
         (5, cluster.status(pb::StatusRequest {}).await.unwrap().into_inner().header),
         (5, cluster.members(pb::MembersRequest {}).await.unwrap().into_inner().header),
         (5, cluster.transfer_leader(pb::TransferLeaderRequest::default()).await.unwrap().into_inner().header),
+        (
+            5,
+            cluster
+                .retire_member(pb::RetireMemberRequest { slot: "2".into() })
+                .await
+                .unwrap()
+                .into_inner()
+                .header,
+        ),
+        (
+            5,
+            cluster
+                .promote_member(pb::PromoteMemberRequest { slot: "0".into() })
+                .await
+                .unwrap()
+                .into_inner()
+                .header,
+        ),
     ];
     for (revision, header) in headers {
         let header = header.unwrap();
@@ -238,6 +256,33 @@ async fn the_cluster_service_shows_what_the_node_knows() {
     assert_eq!(moved.leader, Some(pb::Node { id: 3, slot: "2".into() }));
     let status = client.transfer_leader(slot("9")).await.unwrap_err();
     assert_eq!(verdict(&status), (Code::InvalidArgument, "INVALID".into(), "NO".into()));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn members_are_changed_through_the_view_and_within_the_deadline() {
+    let server = Server::start().await;
+    let mut client = server.cluster_client();
+    let retire = |slot: &str| pb::RetireMemberRequest { slot: slot.into() };
+    let promote = |slot: &str| pb::PromoteMemberRequest { slot: slot.into() };
+    for (slot, part) in [("0", "stop it first"), ("9", "one of 0, 1, 2")] {
+        let status = client.retire_member(retire(slot)).await.unwrap_err();
+        assert_eq!(verdict(&status), (Code::InvalidArgument, "INVALID".into(), "NO".into()));
+        assert!(status.message().contains(part), "{status:?}");
+    }
+    client.retire_member(retire("2")).await.unwrap();
+    assert_eq!(server.cluster.members.lock().unwrap().len(), 2);
+    server.cluster.members.lock().unwrap()[1].voter = false;
+    client.promote_member(promote("1")).await.unwrap();
+    assert!(server.cluster.members.lock().unwrap()[1].voter);
+    let status = client.promote_member(promote("2")).await.unwrap_err();
+    assert_eq!(verdict(&status), (Code::Unavailable, "UNAVAILABLE".into(), "NO".into()));
+    // The fake's never ends: the deadline does, and says that nobody knows.
+    let mut request = Request::new(pb::LeaveRequest {});
+    request.set_timeout(Duration::from_secs(1));
+    let status = client.leave(request).await.unwrap_err();
+    assert_eq!(verdict(&status), (Code::Unknown, "OUTCOME_UNKNOWN".into(), "UNKNOWN".into()));
+    assert!(status.message().contains("larder member list"), "{status:?}");
     server.stop().await;
 }
 

@@ -197,6 +197,35 @@ impl ClusterView for FakeCluster {
             other => Err(Error::Invalid(format!("slot {other} is no voter; give one of 0, 1, 2"))),
         }
     }
+
+    async fn retire(&self, slot: &str) -> Result<()> {
+        match slot {
+            "2" => {
+                self.members.lock().unwrap().retain(|member| member.node.slot != slot);
+                Ok(())
+            }
+            "0" | "1" => {
+                Err(Error::Invalid(format!("slot {slot} still answers; stop it first, or scale down")))
+            }
+            other => Err(Error::Invalid(format!("slot {other} has no member; give one of 0, 1, 2"))),
+        }
+    }
+
+    async fn promote(&self, slot: &str) -> Result<()> {
+        let mut members = self.members.lock().unwrap();
+        match members.iter_mut().find(|member| member.node.slot == slot) {
+            Some(member) => {
+                member.voter = true;
+                Ok(())
+            }
+            None => Err(Error::Unavailable("no leader is known; wait for one and try again".into())),
+        }
+    }
+
+    /// Never done: what the caller's deadline is for.
+    async fn leave(&self) -> Result<()> {
+        std::future::pending().await
+    }
 }
 
 /// A plain HTTP/2 connection as a gRPC transport.

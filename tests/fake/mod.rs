@@ -65,6 +65,8 @@ pub(crate) struct Cluster {
     pub(crate) id: String,
     pub(crate) store: Arc<Mutex<Store>>,
     pub(crate) leader: Arc<AtomicU64>,
+    /// The members by id, and whether they vote.
+    pub(crate) members: Arc<Mutex<BTreeMap<u64, bool>>>,
     pub(crate) nodes: Vec<Fake>,
 }
 
@@ -91,6 +93,7 @@ struct Service {
     addresses: Arc<Vec<SocketAddr>>,
     store: Arc<Mutex<Store>>,
     leader: Arc<AtomicU64>,
+    members: Arc<Mutex<BTreeMap<u64, bool>>>,
     faults: Arc<Mutex<VecDeque<Fault>>>,
     requests: Arc<AtomicU64>,
     deadline: Arc<Mutex<Option<String>>>,
@@ -107,6 +110,8 @@ impl Cluster {
     pub(crate) async fn named(id: &str, count: usize, leader: usize) -> Self {
         let store = Arc::new(Mutex::new(Store::default()));
         let leader = Arc::new(AtomicU64::new(leader as u64 + 1));
+        let members: Arc<Mutex<BTreeMap<_, _>>> =
+            Arc::new(Mutex::new((1..=count as u64).map(|id| (id, true)).collect()));
         let mut outer = Vec::new();
         for _ in 0..count {
             outer.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
@@ -121,6 +126,7 @@ impl Cluster {
                 addresses: Arc::clone(&addresses),
                 store: Arc::clone(&store),
                 leader: Arc::clone(&leader),
+                members: Arc::clone(&members),
                 faults: Arc::default(),
                 requests: Arc::default(),
                 deadline: Arc::default(),
@@ -128,7 +134,7 @@ impl Cluster {
             };
             nodes.push(Fake::start(service, listener).await);
         }
-        Self { id: id.to_owned(), store, leader, nodes }
+        Self { id: id.to_owned(), store, leader, members, nodes }
     }
 
     /// All endpoints, as the command line takes them.
@@ -140,6 +146,12 @@ impl Cluster {
     /// What a key holds.
     pub(crate) fn value(&self, key: &str) -> Option<Bytes> {
         self.store.lock().unwrap().entries.get(key.as_bytes()).map(|(value, _)| value.clone())
+    }
+
+    /// The slots of the members, those of learners with a question mark.
+    pub(crate) fn slots(&self) -> Vec<String> {
+        let members = self.members.lock().unwrap();
+        members.iter().map(|(id, voter)| format!("{}{}", id - 1, if *voter { "" } else { "?" })).collect()
     }
 
     /// How many changes were made.
@@ -257,7 +269,14 @@ impl Service {
         pb::Node { id, slot: (id - 1).to_string() }
     }
 
-    /// Does a data request, or what was ordered instead.
+    /// The id of a slot's member.
+    fn member(&self, slot: &str) -> Result<u64, Status> {
+        let id = slot.parse::<u64>().ok().map(|slot| slot + 1);
+        id.filter(|id| self.members.lock().unwrap().contains_key(id))
+            .ok_or_else(|| refusal(Code::InvalidArgument, "INVALID", "NO", None))
+    }
+
+    /// Does a request of data or of members, or what was ordered instead.
     async fn run<Q, A>(
         &self,
         request: Request<Q>,
@@ -472,7 +491,12 @@ impl cache_server::Cache for Service {
 impl cluster_server::Cluster for Service {
     async fn status(&self, _: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
         let leader = self.leader.load(Ordering::SeqCst);
-        let role = if leader == self.id { pb::Role::Leader } else { pb::Role::Follower };
+        let role = match self.members.lock().unwrap().get(&self.id) {
+            None => pb::Role::None,
+            Some(false) => pb::Role::Learner,
+            Some(true) if leader == self.id => pb::Role::Leader,
+            Some(true) => pb::Role::Follower,
+        };
         let (keys, revision) = {
             let store = self.store.lock().unwrap();
             (store.entries.len() as u64, store.revision)
@@ -494,16 +518,14 @@ impl cluster_server::Cluster for Service {
 
     async fn members(&self, _: Request<pb::MembersRequest>) -> Result<Response<pb::MembersResponse>, Status> {
         let leader = self.leader.load(Ordering::SeqCst);
-        let members = self.addresses.iter().enumerate().map(|(index, address)| {
-            let id = index as u64 + 1;
-            pb::Member {
-                node: Some(self.node(id)),
-                voter: true,
-                leader: id == leader,
-                peer_address: format!("peer-{index}:7401"),
-                client_address: address.to_string(),
-                matched_index: None,
-            }
+        let members = self.members.lock().unwrap().clone();
+        let members = members.into_iter().map(|(id, voter)| pb::Member {
+            node: Some(self.node(id)),
+            voter,
+            leader: id == leader,
+            peer_address: format!("peer-{}:7401", id - 1),
+            client_address: self.addresses[id as usize - 1].to_string(),
+            matched_index: None,
         });
         let members = members.collect();
         Ok(Response::new(pb::MembersResponse { header: self.header(), members }))
@@ -526,5 +548,41 @@ impl cluster_server::Cluster for Service {
         };
         self.leader.store(next, Ordering::SeqCst);
         Ok(Response::new(pb::TransferLeaderResponse { header: self.header(), leader: Some(self.node(next)) }))
+    }
+
+    /// The leader is the one that is alive here.
+    async fn retire_member(
+        &self,
+        request: Request<pb::RetireMemberRequest>,
+    ) -> Result<Response<pb::RetireMemberResponse>, Status> {
+        let retire = |fake: &Self, request: pb::RetireMemberRequest| {
+            let id = fake.member(&request.slot)?;
+            if id == fake.leader.load(Ordering::SeqCst) {
+                return Err(refusal(Code::InvalidArgument, "INVALID", "NO", None));
+            }
+            fake.members.lock().unwrap().remove(&id);
+            Ok(pb::RetireMemberResponse { header: fake.header() })
+        };
+        self.run(request, retire).await
+    }
+
+    async fn promote_member(
+        &self,
+        request: Request<pb::PromoteMemberRequest>,
+    ) -> Result<Response<pb::PromoteMemberResponse>, Status> {
+        let promote = |fake: &Self, request: pb::PromoteMemberRequest| {
+            let id = fake.member(&request.slot)?;
+            fake.members.lock().unwrap().insert(id, true);
+            Ok(pb::PromoteMemberResponse { header: fake.header() })
+        };
+        self.run(request, promote).await
+    }
+
+    async fn leave(&self, request: Request<pb::LeaveRequest>) -> Result<Response<pb::LeaveResponse>, Status> {
+        let leave = |fake: &Self, _| {
+            fake.members.lock().unwrap().remove(&fake.id);
+            Ok(pb::LeaveResponse { header: fake.header() })
+        };
+        self.run(request, leave).await
     }
 }

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use tonic::{Request, Response, Status};
+use tokio::time::timeout;
+use tonic::{Request, Response, Status, metadata::MetadataMap};
 
-use super::cache::Api;
+use super::cache::{Api, ctx};
 use crate::{
-    error::NodeRef,
+    error::{Error, NodeRef, Result as LarderResult},
     proto::v1::{self as pb, cluster_server},
     service::{self, Member, Role},
 };
@@ -75,6 +76,25 @@ impl ClusterService {
     fn header(&self, status: &service::Status) -> Option<pb::ResponseHeader> {
         self.0.header(status.revision, status.clock_ms)
     }
+
+    /// Does what changes the members, as long as its caller waits, and gives the header of the answer. What is not done by then goes on.
+    async fn change(
+        &self,
+        metadata: &MetadataMap,
+        change: impl Future<Output = LarderResult<()>>,
+    ) -> Result<Option<pb::ResponseHeader>, Status> {
+        let done = async {
+            let ctx = ctx(metadata)?;
+            timeout(ctx.timeout, change).await.unwrap_or_else(|_| {
+                Err(Error::OutcomeUnknown(format!(
+                    "the members are still being changed after {:?}; `larder member list` shows when it is done",
+                    ctx.timeout
+                )))
+            })
+        };
+        done.await.map_err(|error| self.0.status(&error))?;
+        Ok(self.header(&self.0.deps.cluster.status()))
+    }
 }
 
 #[tonic::async_trait]
@@ -99,5 +119,28 @@ impl cluster_server::Cluster for ClusterService {
         let leader = cluster.transfer_leader(&slot).await.map_err(|error| self.0.status(&error))?;
         let header = self.header(&cluster.status());
         Ok(Response::new(pb::TransferLeaderResponse { header, leader: Some(node(leader)) }))
+    }
+
+    async fn retire_member(
+        &self,
+        request: Request<pb::RetireMemberRequest>,
+    ) -> Result<Response<pb::RetireMemberResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let header = self.change(&metadata, self.0.deps.cluster.retire(&request.slot)).await?;
+        Ok(Response::new(pb::RetireMemberResponse { header }))
+    }
+
+    async fn promote_member(
+        &self,
+        request: Request<pb::PromoteMemberRequest>,
+    ) -> Result<Response<pb::PromoteMemberResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let header = self.change(&metadata, self.0.deps.cluster.promote(&request.slot)).await?;
+        Ok(Response::new(pb::PromoteMemberResponse { header }))
+    }
+
+    async fn leave(&self, request: Request<pb::LeaveRequest>) -> Result<Response<pb::LeaveResponse>, Status> {
+        let header = self.change(request.metadata(), self.0.deps.cluster.leave()).await?;
+        Ok(Response::new(pb::LeaveResponse { header }))
     }
 }

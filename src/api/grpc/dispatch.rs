@@ -143,6 +143,9 @@ fn cluster_method(name: &str) -> Option<RequestMethod> {
         "Status" => RequestMethod::Status,
         "Members" => RequestMethod::Members,
         "TransferLeader" => RequestMethod::TransferLeader,
+        "RetireMember" => RequestMethod::RetireMember,
+        "PromoteMember" => RequestMethod::PromoteMember,
+        "Leave" => RequestMethod::Leave,
         _ => return None,
     })
 }
