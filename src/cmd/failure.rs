@@ -42,6 +42,9 @@ pub enum Failure {
         /// That, and what to do.
         message: String,
     },
+    /// Something was looked at and is not as it should be.
+    #[error("{0}")]
+    Unhealthy(String),
     /// The node could not start, or stopped.
     #[error(transparent)]
     Node(#[from] Error),
@@ -73,9 +76,12 @@ impl Failure {
             Self::Usage(_) | Self::Node(Error::Invalid(_)) => Exit::Usage,
             Self::NotFound(_) => Exit::Unmet,
             Self::Client(error) if error.is_condition_failed() => Exit::Unmet,
-            Self::Input(_) | Self::Client(_) | Self::Stopped { .. } | Self::Node(_) | Self::Io { .. } => {
-                Exit::Error
-            }
+            Self::Input(_)
+            | Self::Client(_)
+            | Self::Stopped { .. }
+            | Self::Unhealthy(_)
+            | Self::Node(_)
+            | Self::Io { .. } => Exit::Error,
             Self::Closed => Exit::Done,
         }
     }
@@ -86,6 +92,7 @@ impl Failure {
             Self::Usage(_) | Self::Input(_) | Self::Node(Error::Invalid(_)) => "INVALID_ARGUMENT",
             Self::NotFound(_) => "NOT_FOUND",
             Self::Client(error) | Self::Stopped { cause: error, .. } => code_name(error.code()),
+            Self::Unhealthy(_) => "UNAVAILABLE",
             Self::Node(_) | Self::Io { .. } | Self::Closed => "INTERNAL",
         }
     }
@@ -97,6 +104,7 @@ impl Failure {
             Self::NotFound(_) => "NOT_FOUND",
             Self::Input(_) => "INPUT",
             Self::Client(error) | Self::Stopped { cause: error, .. } => error.reason(),
+            Self::Unhealthy(_) => "UNHEALTHY",
             Self::Node(error) => error.reason(),
             Self::Io { .. } | Self::Closed => "IO",
         }

@@ -10,16 +10,22 @@
 //! Not here: what the settings of a node mean (`config`), the client (`client`), exit codes (`main`).
 
 pub mod bench;
+mod check;
 mod checkpoint;
 mod data;
 pub mod dev;
 mod dump;
 mod environment;
 mod failure;
+mod healthcheck;
+mod init_dir;
 mod line;
 mod load;
+mod member;
 mod node;
 mod output;
+mod own;
+mod prestop;
 pub mod serve;
 mod status;
 
@@ -27,12 +33,17 @@ use std::{str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
+pub use check::CheckArgs;
 pub use data::{DelArgs, GetArgs, IncrArgs, SetArgs};
 pub use dump::DumpArgs;
 pub use environment::unknown_variables;
 pub use failure::{Exit, Failure};
+pub use healthcheck::HealthcheckArgs;
+pub use init_dir::{InitDirArgs, Owner};
 pub use load::LoadArgs;
+pub use member::{MemberArgs, MemberVerb};
 pub use output::{Output, Printer};
+pub use prestop::PrestopArgs;
 pub use status::TransferLeaderArgs;
 
 use crate::client::{Client, ClientError, Endpoint, Options};
@@ -62,7 +73,7 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// Flags that every command takes; `serve` and `dev` need none of them.
+/// Flags that every command takes; those that run a node, or look after the own one, do not need all of them.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
     /// The nodes to ask: host:port or http://host:port, several separated by commas. One that is up is enough.
@@ -120,10 +131,18 @@ pub enum Command {
     Dump(DumpArgs),
     /// Show how every node is.
     Status,
-    /// Show who belongs to the cluster.
-    Members,
+    /// Show and change who belongs to the cluster.
+    Member(MemberArgs),
     /// Hand leadership to another node.
     TransferLeader(TransferLeaderArgs),
+    /// Check that the whole cluster works: every node, one leader, a write read everywhere.
+    Check(CheckArgs),
+    /// Ask this machine's node whether it is ready, or alive.
+    Healthcheck(HealthcheckArgs),
+    /// Before a pod stops: leave the cluster if it is scaled down, else hand leadership over.
+    Prestop(Box<PrestopArgs>),
+    /// Make a data directory that belongs to the node's user; for an init container.
+    InitDir(InitDirArgs),
     /// Drive a cluster with a known load and report throughput and latencies.
     Bench(Box<bench::Args>),
 }
@@ -157,10 +176,14 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Load(args) => load::run(&client(&global, true)?, printer, args).await,
         Command::Dump(args) => dump::run(&client(&global, true)?, printer, args).await,
         Command::Status => status::status(&client(&global, false)?, printer).await,
-        Command::Members => status::members(&client(&global, false)?, printer).await,
+        Command::Member(args) => member::run(&client(&global, false)?, printer, args).await,
         Command::TransferLeader(args) => {
             status::transfer_leader(&client(&global, false)?, printer, args).await
         }
+        Command::Check(args) => check::run(printer, &global, &args).await,
+        Command::Healthcheck(args) => healthcheck::run(printer, global.timeout, args).await,
+        Command::Prestop(args) => prestop::run(printer, global.timeout, *args).await,
+        Command::InitDir(args) => init_dir::run(printer, &args),
         Command::Bench(args) => {
             let endpoints = global.endpoints.0.iter().map(ToString::to_string).collect();
             Ok(bench::run(&args, endpoints, global.timeout, global.output == Output::Json).await?)
@@ -174,13 +197,21 @@ fn client(global: &Global, wait_for_ready: bool) -> Result<Client, Failure> {
     Ok(Client::new(global.endpoints.0.clone(), options)?)
 }
 
-/// A duration such as 500ms, 5s, 1m 30s; not nothing, and at most a day.
-fn positive_duration(text: &str) -> Result<Duration, String> {
+/// A duration such as 500ms, 5s, 1m 30s; at most a day.
+fn duration(text: &str) -> Result<Duration, String> {
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
     match humantime::parse_duration(text) {
-        Ok(time) if time.is_zero() || time > DAY => Err("give more than 0 and at most 1day".into()),
+        Ok(time) if time > DAY => Err("give at most 1day".into()),
         Ok(time) => Ok(time),
         Err(error) => Err(format!("{error}; write it as 500ms, 5s or 1m")),
+    }
+}
+
+/// The same, but not nothing.
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    match duration(text) {
+        Ok(time) if time.is_zero() => Err("give more than 0 and at most 1day".into()),
+        time => time,
     }
 }
 
@@ -217,13 +248,21 @@ mod tests {
 
     #[test]
     fn every_command_explains_itself_by_an_example() {
-        for command in Cli::command().get_subcommands() {
-            let name = command.get_name();
-            assert!(command.get_about().is_some(), "{name}");
-            if !["status", "members"].contains(&name) {
-                let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-                assert!(after.contains(&format!("larder {name}")), "{name}: {after}");
+        fn check(command: &clap::Command, above: &str) {
+            for command in command.get_subcommands() {
+                let name = format!("{above} {}", command.get_name());
+                assert!(command.get_about().is_some(), "{name}");
+                if command
+                    .get_arguments()
+                    .any(|argument| argument.is_positional() || !argument.is_global_set())
+                    || command.has_subcommands()
+                {
+                    let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                    assert!(after.contains(&name), "{name}: {after}");
+                }
+                check(command, &name);
             }
         }
+        check(&Cli::command(), "larder");
     }
 }

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::ValueEnum;
+use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use serde_json::{Map, Value, json};
 
 use super::Failure;
@@ -99,4 +100,25 @@ pub(super) fn shown(bytes: &[u8]) -> String {
         _ if bytes.len() > MOST => format!("{text}..."),
         _ => text,
     }
+}
+
+/// A table for a terminal and for pipes alike: columns, no lines. Those whose names are given are numbers.
+pub(super) fn table(columns: &[&str], numbers: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_header(columns);
+    for (index, name) in columns.iter().enumerate() {
+        if let Some(column) = table.column_mut(index) {
+            column.set_padding((0, 2));
+            if numbers.contains(name) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+    }
+    table
+}
+
+/// The table's lines without what is blank at their ends.
+pub(super) fn trimmed(table: &Table) -> String {
+    let lines: Vec<_> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    lines.join("\n")
 }

@@ -1,10 +1,13 @@
-//! `status`, `members`, `transfer-leader`: the cluster itself.
+//! `status`, `transfer-leader`: the nodes, and which one leads.
 
 use clap::Args;
-use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use serde_json::{Value, json};
 
-use super::{Failure, Printer, failure::code_name};
+use super::{
+    Failure, Printer,
+    failure::code_name,
+    output::{table, trimmed},
+};
 use crate::client::{Client, EndpointStatus, NodeStatus};
 
 /// Hand leadership to another node.
@@ -17,27 +20,6 @@ pub struct TransferLeaderArgs {
     /// The slot of the node that is to lead; the most caught-up voter unless given.
     #[arg(default_value = "", hide_default_value = true)]
     pub slot: String,
-}
-
-/// A table for a terminal and for pipes alike: columns, no lines. Those whose names are given are numbers.
-fn table(columns: &[&str], numbers: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(NOTHING).set_header(columns);
-    for (index, name) in columns.iter().enumerate() {
-        if let Some(column) = table.column_mut(index) {
-            column.set_padding((0, 2));
-            if numbers.contains(name) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
-    }
-    table
-}
-
-/// The table's lines without what is blank at their ends.
-fn trimmed(table: &Table) -> String {
-    let lines: Vec<_> = table.lines().map(|line| line.trim_end().to_owned()).collect();
-    lines.join("\n")
 }
 
 /// `status`.
@@ -161,51 +143,6 @@ fn status_json(status: &NodeStatus, end: u64) -> Value {
         "boot_counter": status.boot_counter,
         "disk_bytes": status.disk_bytes,
     })
-}
-
-/// `members`.
-pub(super) async fn members(client: &Client, printer: Printer) -> Result<(), Failure> {
-    let answer = client.members().await?;
-    if printer.is_json() {
-        let members: Vec<_> = answer
-            .members
-            .iter()
-            .map(|member| {
-                json!({
-                    "slot": member.node.slot,
-                    "id": member.node.id,
-                    "voter": member.voter,
-                    "leader": member.leader,
-                    "peer_address": member.peer_address,
-                    "client_address": member.client_address,
-                    "matched_index": member.matched_index,
-                })
-            })
-            .collect();
-        return printer.json(&json!({ "cluster_id": answer.header.cluster_id, "members": members }));
-    }
-    if answer.members.is_empty() {
-        printer.note("the cluster has no members yet: the node waits for the others; see larder status");
-    }
-    let mut table =
-        table(&["SLOT", "ID", "VOTER", "LEADER", "MATCHED", "PEERS AT", "CLIENTS AT"], &["MATCHED"]);
-    let yes = |is: bool| if is { "yes" } else { "no" }.to_owned();
-    for member in &answer.members {
-        table.add_row([
-            member.node.slot.clone(),
-            member.node.id.to_string(),
-            yes(member.voter),
-            yes(member.leader),
-            member.matched_index.map_or_else(|| "-".to_owned(), |index| index.to_string()),
-            member.peer_address.clone(),
-            if member.client_address.is_empty() {
-                "not heard from".into()
-            } else {
-                member.client_address.clone()
-            },
-        ]);
-    }
-    printer.bytes(trimmed(&table).as_bytes())
 }
 
 /// `transfer-leader`.

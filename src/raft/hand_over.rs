@@ -58,7 +58,7 @@ impl Node {
             voters.retain(|voter| voter.slot == slot);
             if voters.is_empty() {
                 return Err(Error::Invalid(format!(
-                    "slot {slot:?} is not a voter; see `larder members` for those that are"
+                    "slot {slot:?} is not a voter; see `larder member list` for those that are"
                 )));
             }
             return Ok(voters);
