@@ -180,6 +180,15 @@ fn usage_and_help() {
         &["get", "a", "--endpoints", "nowhere"],
         &["get", "a", "--timeout", "0s"],
         &["dev", "--nodes", "2"],
+        &["member"],
+        &["member", "retire"],
+        &["prestop", "--statefulset", "larder"],
+        &["prestop", "--client-addr", "7400"],
+        &["healthcheck", "--ready", "--live"],
+        &["healthcheck", "--http-addr", "nowhere"],
+        &["init-dir", "/tmp"],
+        &["init-dir", "/tmp", "--owner", "larder"],
+        &["check", "--expect-voters", "0"],
         &["dev", "--base-port", "65530"],
         &["serve", "--heartbeat-ms", "fast"],
         &["frobnicate"],
@@ -209,7 +218,7 @@ fn nobody_there_is_exit_code_1_at_once_and_names_the_endpoint() {
     let held = tokio::net::TcpSocket::new_v4().unwrap();
     held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let endpoint = held.local_addr().unwrap().to_string();
-    for arguments in [&["get", "a"][..], &["set", "a", "1"], &["status"], &["members"]] {
+    for arguments in [&["get", "a"][..], &["set", "a", "1"], &["status"], &["member", "list"]] {
         let output = larder(arguments).env("LARDER_ENDPOINTS", &endpoint).output().unwrap();
         assert_eq!(exit(&output), 1, "{arguments:?}");
         assert!(stderr(&output).contains(&endpoint), "{arguments:?}: {}", stderr(&output));
@@ -261,14 +270,248 @@ async fn status_shows_every_node_also_one_that_is_gone() {
         value["nodes"].as_array().unwrap().iter().map(|node| &node["reachable"]).collect();
     assert_eq!(reachable, [true, true, false]);
 
-    let members = String::from_utf8(bed.ok(&["members"])).unwrap();
+    let members = String::from_utf8(bed.ok(&["member", "list"])).unwrap();
     assert_eq!(members.lines().count(), 4, "{members}");
     assert!(members.contains("peer-2:7401"), "{members}");
-    assert_eq!(bed.json(&["members"])["members"][0]["leader"], true);
+    assert_eq!(bed.json(&["member", "list"])["members"][0]["leader"], true);
     let moved = bed.run(&["transfer-leader", "1"]);
     assert_eq!((exit(&moved), stderr(&moved).as_str()), (0, "slot 1 (id 2) leads now\n"));
     assert_eq!(bed.json(&["transfer-leader", "0"]), json!({"leader": {"slot": "0", "id": 1}}));
     assert_eq!(exit(&bed.run(&["transfer-leader", "9"])), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_are_retired_and_promoted_by_slot() {
+    let bed = Bed::new(3).await;
+    bed.cluster.members.lock().unwrap().insert(2, false);
+    let promoted = bed.run(&["member", "promote", "1"]);
+    assert_eq!((exit(&promoted), stderr(&promoted).as_str()), (0, "slot 1 votes now\n"));
+    assert_eq!(bed.json(&["member", "retire", "2"]), json!({"retired": "2"}));
+    assert_eq!(bed.cluster.slots(), ["0", "1"]);
+    let unknown = bed.run(&["member", "retire", "2", "--output", "json"]);
+    assert_eq!((exit(&unknown), error_json(&unknown)["code"].as_str()), (1, Some("INVALID_ARGUMENT")));
+    // What a key would tell of a write, the list tells of a member.
+    bed.cluster.nodes[0].fail([Fault::ApplyThenCut]);
+    let cut = bed.run(&["member", "retire", "1"]);
+    assert_eq!(exit(&cut), 1);
+    let said = stderr(&cut);
+    assert!(said.contains("larder member list") && !said.contains("read the key"), "{said}");
+    assert_eq!(bed.cluster.slots(), ["0"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn check_looks_at_every_node_and_leaves_nothing_behind() {
+    let bed = Bed::new(3).await;
+    let text = String::from_utf8(bed.ok(&["check", "--expect-voters", "3"])).unwrap();
+    assert_eq!(text.lines().filter(|line| line.starts_with("[+]")).count(), 5, "{text}");
+    assert!(text.contains("read from 3 members"), "{text}");
+    assert!(bed.cluster.store.lock().unwrap().entries.is_empty());
+    assert!(bed.cluster.revision() >= 2, "a key was written and deleted");
+    // Each member is asked, not only the leader: one that lacks the key is named.
+    bed.cluster.nodes[2].fail([Fault::Lose]);
+    let lost = bed.run(&["check", "--timeout", "100ms"]);
+    assert_eq!(exit(&lost), 1, "{}", stderr(&lost));
+    let text = String::from_utf8(lost.stdout).unwrap();
+    assert!(text.contains("[-]data: slot 2 does not have the key"), "{text}");
+    assert!(bed.cluster.store.lock().unwrap().entries.is_empty());
+    // It looks again until it holds.
+    bed.cluster.nodes[1].fail([Fault::Lose]);
+    assert_eq!(bed.json(&["check"])["healthy"], true);
+
+    let four = bed.run(&["check", "--expect-voters", "4", "--timeout", "100ms"]);
+    assert_eq!(exit(&four), 1);
+    assert!(String::from_utf8_lossy(&four.stdout).contains("[-]voters: 3 vote, and 4 should"));
+    assert!(stderr(&four).contains("(voters, data)"), "{}", stderr(&four));
+    bed.cluster.nodes[2].kill().await;
+    let missing = bed.run(&["check", "--timeout", "1s", "--output", "json"]);
+    assert_eq!((exit(&missing), error_json_beside(&missing)["reason"].as_str()), (1, Some("UNHEALTHY")));
+    let said: Value = serde_json::from_slice(&missing.stdout).unwrap();
+    assert_eq!((&said["healthy"], &said["findings"][0]["name"]), (&json!(false), &json!("nodes")));
+    assert!(said["findings"][0]["text"].as_str().unwrap().contains("slot 2 does not answer"), "{said}");
+}
+
+/// The error on standard error, of a command that also answered.
+fn error_json_beside(output: &Output) -> Value {
+    serde_json::from_slice::<Value>(&output.stderr).unwrap()["error"].clone()
+}
+
+/// Serves these paths on a port of its own, and answers `address:port`.
+async fn http(app: axum::Router) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn healthcheck_is_the_probes_answer_as_an_exit_code() {
+    use axum::{http::StatusCode, routing::get};
+    let body = "[+]running ok\n[-]leader: no leader is known\nnot ready\n";
+    let app = axum::Router::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(async move || (StatusCode::SERVICE_UNAVAILABLE, body)));
+    let address = http(app).await;
+    let run = |arguments: &[&str]| {
+        larder(&[&["healthcheck"], arguments].concat()).env("LARDER_HTTP_ADDR", &address).output().unwrap()
+    };
+    let live = run(&["--live"]);
+    assert_eq!((exit(&live), live.stdout.as_slice()), (0, &b"ok\n"[..]));
+    for arguments in [&["--ready"][..], &[]] {
+        let ready = run(arguments);
+        let said = "larder: the node is not healthy: leader: no leader is known\n";
+        assert_eq!((exit(&ready), stderr(&ready).as_str()), (1, said));
+    }
+    let held = tokio::net::TcpSocket::new_v4().unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let nobody = run(&["--http-addr", &held.local_addr().unwrap().to_string()]);
+    assert_eq!(exit(&nobody), 1);
+    assert!(stderr(&nobody).contains("does not answer /readyz"), "{}", stderr(&nobody));
+    // What listens and says nothing.
+    let silent = held.listen(8).unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let late = run(&["--timeout", "200ms", "--http-addr", &address]);
+    assert_eq!(exit(&late), 1);
+    assert!(stderr(&late).contains("no answer within 200ms"), "{}", stderr(&late));
+}
+
+/// A pod of the StatefulSet `cache/larder`, on the node of this slot.
+struct Pod<'a> {
+    bed: &'a Bed,
+    dir: tempfile::TempDir,
+}
+
+impl<'a> Pod<'a> {
+    /// Its API server says that so many replicas are wanted; without a number it refuses.
+    async fn new(bed: &'a Bed, replicas: Option<u32>) -> Self {
+        use axum::{http::StatusCode, routing::get};
+        let failure = |code: StatusCode, reason: &str, message: &str| {
+            let status = json!({
+                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                "message": message, "reason": reason, "code": code.as_u16(),
+            });
+            (code, status.to_string())
+        };
+        let statefulset = |replicas: u32| {
+            json!({
+                "kind": "StatefulSet", "apiVersion": "apps/v1",
+                "metadata": {"name": "larder", "namespace": "cache", "uid": "u"},
+                "spec": {"replicas": replicas, "serviceName": "s", "selector": {}, "template": {}},
+            })
+        };
+        let answer = match replicas {
+            Some(replicas) => (StatusCode::OK, statefulset(replicas).to_string()),
+            None => failure(StatusCode::FORBIDDEN, "Forbidden", "the account may not"),
+        };
+        let missing = failure(StatusCode::NOT_FOUND, "NotFound", "no such StatefulSet");
+        let app = axum::Router::new()
+            .route("/apis/apps/v1/namespaces/cache/statefulsets/larder", get(async move || answer.clone()))
+            .fallback(async move || missing.clone());
+        let kubeconfig = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "k", "cluster": {"server": format!("http://{}", http(app).await)}}],
+            "users": [{"name": "u", "user": {}}],
+            "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+        });
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("kubeconfig"), kubeconfig.to_string()).unwrap();
+        Self { bed, dir }
+    }
+
+    fn prestop(&self, slot: usize, arguments: &[&str]) -> Output {
+        larder(&[&["prestop", "--drain", "0s"], arguments].concat())
+            .env("LARDER_SLOT", slot.to_string())
+            .env("LARDER_CLIENT_ADDR", self.bed.cluster.nodes[slot].address.to_string())
+            .env("KUBECONFIG", self.dir.path().join("kubeconfig"))
+            .output()
+            .unwrap()
+    }
+
+    fn leads(&self) -> u64 {
+        self.bed.cluster.leader.load(std::sync::atomic::Ordering::SeqCst) - 1
+    }
+}
+
+const STATEFULSET: &[&str] = &["--statefulset", "cache/larder"];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prestop_leaves_when_scaled_down_and_only_then() {
+    let bed = Bed::new(5).await;
+    // A restart of a follower, of the leader, and a StatefulSet that is gone.
+    let pod = Pod::new(&bed, Some(5)).await;
+    let follower = pod.prestop(4, STATEFULSET);
+    assert_eq!((exit(&follower), pod.leads()), (0, 0));
+    assert!(stderr(&follower).starts_with("prestop: restart: 5 are wanted"), "{}", stderr(&follower));
+    let leader = pod.prestop(0, STATEFULSET);
+    assert_eq!((exit(&leader), pod.leads()), (0, 1), "{}", stderr(&leader));
+    assert!(stderr(&leader).contains("slot 1 leads now"), "{}", stderr(&leader));
+    let gone = pod.prestop(4, &["--statefulset", "cache/other"]);
+    assert!(stderr(&gone).contains("restart: the StatefulSet is deleted"), "{}", stderr(&gone));
+    // Scaled to nothing, and an API that refuses.
+    for (replicas, why) in [(Some(0), "scaled to 0"), (None, "the account may not")] {
+        let output = Pod::new(&bed, replicas).await.prestop(4, STATEFULSET);
+        assert_eq!(exit(&output), 0);
+        assert!(stderr(&output).contains("prestop: restart: "), "{}", stderr(&output));
+        assert!(stderr(&output).contains(why), "{}", stderr(&output));
+    }
+    // Nobody to ask; and the file that says it instead.
+    assert!(stderr(&pod.prestop(4, &[])).contains("restart: nobody says"));
+    let scale = pod.dir.path().join("scale.toml");
+    let by_file = ["--scale-file", path(&scale)];
+    assert!(stderr(&pod.prestop(4, &by_file)).contains("restart: how many nodes are wanted is not known"));
+    std::fs::write(&scale, "seeds = \"0,1,2\"\nreplicas = 5\n").unwrap();
+    assert!(stderr(&pod.prestop(4, &by_file)).contains("restart: 5 are wanted"));
+    assert_eq!(bed.cluster.slots(), ["0", "1", "2", "3", "4"], "nobody has left so far");
+    std::fs::write(&scale, "seeds = \"0,1,2\"\nreplicas = 4\n").unwrap();
+    assert!(stderr(&pod.prestop(4, &by_file)).contains("it is no member any more"));
+    assert_eq!(bed.cluster.slots(), ["0", "1", "2", "3"]);
+
+    let pod = Pod::new(&bed, Some(3)).await;
+    let left = pod.prestop(3, &[STATEFULSET, &["--output", "json"]].concat());
+    let said: Value = serde_json::from_slice(&left.stdout).unwrap();
+    assert_eq!((&said["decision"], &said["done"]), (&json!("leave"), &json!(true)), "{said}");
+    assert_eq!(exit(&pod.prestop(2, STATEFULSET)), 0);
+    assert_eq!(bed.cluster.slots(), ["0", "1", "2"], "only what is above the replicas");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prestop_ends_with_0_whatever_comes_of_it() {
+    let bed = Bed::new(3).await;
+    let pod = Pod::new(&bed, Some(1)).await;
+    // A leader is there again in time.
+    bed.cluster.nodes[2].fail(vec![Fault::Refuse(Code::Unavailable, "UNAVAILABLE", "NO"); 3]);
+    assert_eq!(exit(&pod.prestop(2, STATEFULSET)), 0);
+    assert_eq!(bed.cluster.slots(), ["0", "1"]);
+    // It is not.
+    bed.cluster.nodes[1].fail(vec![Fault::Hang; 3]);
+    let late = pod.prestop(1, &[STATEFULSET, &["--leave-timeout", "1200ms"]].concat());
+    assert_eq!(exit(&late), 0);
+    assert!(stderr(&late).contains("not done: it is not known whether it has left"), "{}", stderr(&late));
+    // The own node is down; no other one is asked.
+    bed.cluster.nodes[1].kill().await;
+    let down = pod.prestop(1, STATEFULSET);
+    assert_eq!(exit(&down), 0);
+    assert!(stderr(&down).contains("the leader retires it once"), "{}", stderr(&down));
+    assert_eq!(bed.cluster.slots(), ["0", "1"]);
+}
+
+#[test]
+fn init_dir_makes_a_directory_and_refuses_a_link() {
+    use std::os::unix::fs::{MetadataExt, symlink};
+    let root = tempfile::tempdir().unwrap();
+    let own = std::fs::metadata(root.path()).unwrap();
+    let owner = format!("{}:{}", own.uid(), own.gid());
+    let dir = root.path().join("data");
+    for said in ["belongs to", "belongs already to"] {
+        let output = larder(&["init-dir", path(&dir), "--owner", &owner]).output().unwrap();
+        assert_eq!(exit(&output), 0, "{}", stderr(&output));
+        assert!(stderr(&output).contains(said), "{}", stderr(&output));
+        assert_eq!(std::fs::metadata(&dir).unwrap().mode() & 0o7777, 0o700);
+    }
+    let link = root.path().join("link");
+    symlink(&dir, &link).unwrap();
+    let refused = larder(&["init-dir", path(&link), "--owner", &owner]).output().unwrap();
+    assert_eq!(exit(&refused), 1);
+    assert!(stderr(&refused).contains("a symbolic link"), "{}", stderr(&refused));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -89,13 +89,13 @@ pub(super) fn run(printer: Printer, args: &InitDirArgs) -> Result<(), Failure> {
 
 /// Makes the directory as it should be, and says whether it was not.
 fn prepare(dir: &Path, owner: Owner) -> Result<bool, (&'static str, io::Error)> {
-    make(dir).map_err(|error| ("cannot be made", error))?;
+    let made = make(dir).map_err(|error| ("cannot be made", error))?;
     let fd = open(dir).map_err(|error| ("cannot be used", error))?;
     let stat = fstat(&fd).map_err(|error| ("cannot be looked at", error.into()))?;
     let owned = stat.st_uid == owner.uid && stat.st_gid == owner.gid;
     let closed = stat.st_mode & 0o7777 == MODE;
     if owned && closed {
-        return Ok(false);
+        return Ok(made);
     }
     if !closed {
         // Without the capability FOWNER only the owner changes a mode, so it is ours for a moment.
@@ -110,14 +110,14 @@ fn prepare(dir: &Path, owner: Owner) -> Result<bool, (&'static str, io::Error)> 
     Ok(true)
 }
 
-/// Makes the directory and those above it, unless it is there.
-fn make(dir: &Path) -> io::Result<()> {
+/// Makes the directory and those above it, and says whether it was not there.
+fn make(dir: &Path) -> io::Result<bool> {
     if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         fs::create_dir_all(parent)?;
     }
     match DirBuilder::new().mode(MODE).create(dir) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        made => made,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        made => made.map(|()| true),
     }
 }
 
@@ -171,11 +171,11 @@ mod tests {
     fn a_directory_is_made_closed_and_given_away() {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("a/b");
-        assert!(prepare(&dir, me()).is_ok());
+        assert!(prepare(&dir, me()).unwrap());
         assert_eq!(facts(&dir), (me().uid, me().gid, MODE));
-        assert_eq!(prepare(&dir, me()).unwrap(), false, "it is as it should be");
+        assert!(!prepare(&dir, me()).unwrap(), "it is as it should be");
         fs::set_permissions(&dir, Permissions::from_mode(0o2755)).unwrap();
-        assert_eq!(prepare(&dir, me()).unwrap(), true);
+        assert!(prepare(&dir, me()).unwrap());
         assert_eq!(facts(&dir), (me().uid, me().gid, MODE));
         // To another user: root can, everybody else is told.
         let other = Owner { uid: 65532, gid: 65533 };

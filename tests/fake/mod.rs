@@ -47,6 +47,8 @@ pub(crate) enum Fault {
     ApplyThenCut,
     /// Not applied; the connections are cut.
     Cut,
+    /// A read that finds nothing.
+    Lose,
     /// A scan ends without `done` after so many chunks.
     CutScan(usize),
     /// A status as a proxy makes it: UNAVAILABLE without details.
@@ -287,12 +289,18 @@ impl Service {
         *self.deadline.lock().unwrap() = deadline.map(str::to_owned);
         let fault = {
             let mut faults = self.faults.lock().unwrap();
-            // A cut scan is the scan's own business.
-            if matches!(faults.front(), Some(Fault::CutScan(_))) { None } else { faults.pop_front() }
+            // A cut scan is the scan's own business, a lost key the read's.
+            if matches!(faults.front(), Some(Fault::CutScan(_) | Fault::Lose)) {
+                None
+            } else {
+                faults.pop_front()
+            }
         };
         let request = request.into_inner();
         match fault {
-            None | Some(Fault::None | Fault::CutScan(_)) => apply(self, request).map(Response::new),
+            None | Some(Fault::None | Fault::CutScan(_) | Fault::Lose) => {
+                apply(self, request).map(Response::new)
+            }
             Some(Fault::NotLeader { leader }) => Err(refusal(
                 Code::Unavailable,
                 "NOT_LEADER",
@@ -318,11 +326,24 @@ impl Service {
         }
     }
 
+    /// Whether this read is to find nothing.
+    fn lost(&self) -> bool {
+        let mut faults = self.faults.lock().unwrap();
+        let lost = faults.front() == Some(&Fault::Lose);
+        if lost {
+            faults.pop_front();
+        }
+        lost
+    }
+
     fn cut_connections(&self) {
         std::mem::take(&mut *self.cut.lock().unwrap()).cancel();
     }
 
     fn get_now(&self, request: pb::GetRequest) -> Result<pb::GetResponse, Status> {
+        if self.lost() {
+            return Ok(pb::GetResponse { header: self.header(), ..Default::default() });
+        }
         let found = self.store.lock().unwrap().entries.get(&request.key).cloned();
         let (value, version) = found.clone().unwrap_or_default();
         Ok(pb::GetResponse { header: self.header(), found: found.is_some(), value, version, ttl_ms: None })
