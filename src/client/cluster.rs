@@ -267,17 +267,17 @@ impl Client {
         Ok(self.call(Kind::Write, Prefer::Leader, request, send).await?.header.into())
     }
 
-    /// Makes a voter of the learner of a slot. Returns once that is committed.
+    /// Has the learner of a slot vote in the place of a voter that does not answer. Returns once that is committed.
     ///
     /// # Errors
-    /// If there is no such member, there are as many voters as there may be, it lags, or nobody takes the request.
+    /// If there is no such member, no such place, or nobody takes the request.
     pub async fn promote_member(&self, slot: &str) -> Result<Header, ClientError> {
         let request = pb::PromoteMemberRequest { slot: slot.to_owned() };
         let send = |channel, request| async move { stub(channel).promote_member(request).await };
         Ok(self.call(Kind::Write, Prefer::Leader, request, send).await?.header.into())
     }
 
-    /// Takes the node behind the only endpoint out of its cluster. Returns once that is committed and the node has noted it.
+    /// Takes the node behind the only endpoint out of its cluster. Returns once that is committed.
     ///
     /// # Errors
     /// [`ClientError::Invalid`] for a client that might ask another node: of several endpoints, or one that discovers them

@@ -17,7 +17,7 @@ A member that stops stays one. It is taken out by scaling down, by a new node in
 Examples:
   larder member list
   larder member retire 4          its node is gone for good
-  larder member promote 3         let a learner vote")]
+  larder member promote 3         let a learner vote for one that is down")]
 pub struct MemberArgs {
     /// What to do.
     #[command(subcommand)]
@@ -41,9 +41,10 @@ Examples:
         /// The slot of the member.
         slot: String,
     },
-    /// Let a learner vote.
+    /// Let a learner vote in the place of a voter that does not answer.
     #[command(after_help = "\
-The leader does so by itself as far as --max-voters goes; this is for what it leaves.
+The leader makes voters by itself, the lowest slots first and as many as --max-voters allows. This is for when one of them
+is down and a learner stands by.
 
 Examples:
   larder member promote 3")]

@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 
+use super::Ctx;
 use crate::error::{NodeRef, Result};
 pub use crate::raft::Role;
 
@@ -77,7 +78,7 @@ pub struct Member {
 }
 
 /// The view that a node has of its cluster, and what an operator asks of it. Answers at once from what it knows; the asynchronous ones
-/// change the cluster, work on any node, and take as long as that takes: the caller has the deadline.
+/// change the cluster, work on any node, and return when that is done.
 #[async_trait]
 pub trait ClusterView: Send + Sync + 'static {
     /// This node's own names.
@@ -98,22 +99,22 @@ pub trait ClusterView: Send + Sync + 'static {
     /// `Invalid` for a slot that is no voter, `Unavailable` if it does not answer, is too far behind, or does not take over in time.
     async fn transfer_leader(&self, slot: &str) -> Result<NodeRef>;
 
-    /// Takes the member of a slot, which is gone for good, out of the cluster. Returns once that is committed.
+    /// Takes the member of a slot, which is gone for good, out of the cluster. Returns once that is committed; asked again it goes on where it was.
     ///
     /// # Errors
-    /// `Invalid` for a slot without a member, or with one that still answers; `Unavailable` without a leader, or if those that are left would
-    /// be no quorum.
-    async fn retire(&self, slot: &str) -> Result<()>;
+    /// `Invalid` for a slot without a member, or with one that still answers; `Unavailable` without a leader, if those that are left would
+    /// be no quorum, or if it is not done in time.
+    async fn retire(&self, slot: &str, ctx: Ctx) -> Result<()>;
 
-    /// Makes a voter of the learner of a slot. Returns once that is committed.
+    /// Has the learner of a slot vote in the place of a voter that does not answer. Returns once that is committed.
     ///
     /// # Errors
-    /// `Invalid` for a slot without a member, or if there are as many voters as there may be; `Unavailable` without a leader, or if it lags.
-    async fn promote(&self, slot: &str) -> Result<()>;
+    /// `Invalid` for a slot without a member; `Unavailable` without a leader, if there is no such place, or if it is not done in time.
+    async fn promote(&self, slot: &str, ctx: Ctx) -> Result<()>;
 
-    /// Takes this node out of its cluster. Returns once that is committed and its directory is marked as one that has left.
+    /// Takes this node out of its cluster. Returns once that is committed; the node then marks its directory as one that has left.
     ///
     /// # Errors
-    /// `Unavailable` without a leader, or if those that are left would be no quorum.
-    async fn leave(&self) -> Result<()>;
+    /// `Unavailable` if it is not done in time, with the last reason why not.
+    async fn leave(&self, ctx: Ctx) -> Result<()>;
 }

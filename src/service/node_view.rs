@@ -6,9 +6,9 @@ use std::sync::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
-use super::{Check, ClusterView, Member, Status};
+use super::{Check, ClusterView, Ctx, Member, Status};
 use crate::{
     error::{Error, NodeRef, Result},
     raft::{FEATURE_LEVEL, Host, MemberWish, Node, NodeMetrics, Peers, handshake},
@@ -53,13 +53,6 @@ impl NodeView {
     /// The running node.
     fn running(&self) -> Result<&Arc<Node>> {
         self.host.node().ok_or_else(|| Error::Unavailable(self.waits_for()))
-    }
-
-    /// Has the members changed. Not on the caller's task: with a caller that goes away, half a change would stay.
-    async fn wish(&self, wish: MemberWish) -> Result<()> {
-        let node = Arc::clone(self.running()?);
-        let done = tokio::spawn(async move { node.wish(wish).await }).await;
-        done.unwrap_or_else(|_| Err(Error::OutcomeUnknown("the change of the members broke off".into())))
     }
 
     fn waits_for(&self) -> String {
@@ -181,16 +174,18 @@ impl ClusterView for NodeView {
         }
     }
 
-    async fn retire(&self, slot: &str) -> Result<()> {
-        self.wish(MemberWish::Retire { slot: named(slot)? }).await
+    async fn retire(&self, slot: &str, ctx: Ctx) -> Result<()> {
+        let wish = MemberWish::Retire { slot: named(slot)? };
+        self.running()?.wish(wish, Instant::now() + ctx.timeout).await
     }
 
-    async fn promote(&self, slot: &str) -> Result<()> {
-        self.wish(MemberWish::Promote { slot: named(slot)? }).await
+    async fn promote(&self, slot: &str, ctx: Ctx) -> Result<()> {
+        let wish = MemberWish::Promote { slot: named(slot)? };
+        self.running()?.wish(wish, Instant::now() + ctx.timeout).await
     }
 
-    async fn leave(&self) -> Result<()> {
-        self.wish(MemberWish::Leave).await
+    async fn leave(&self, ctx: Ctx) -> Result<()> {
+        self.running()?.leave(Instant::now() + ctx.timeout).await
     }
 }
 

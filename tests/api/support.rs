@@ -198,7 +198,7 @@ impl ClusterView for FakeCluster {
         }
     }
 
-    async fn retire(&self, slot: &str) -> Result<()> {
+    async fn retire(&self, slot: &str, _: Ctx) -> Result<()> {
         match slot {
             "2" => {
                 self.members.lock().unwrap().retain(|member| member.node.slot != slot);
@@ -211,7 +211,7 @@ impl ClusterView for FakeCluster {
         }
     }
 
-    async fn promote(&self, slot: &str) -> Result<()> {
+    async fn promote(&self, slot: &str, _: Ctx) -> Result<()> {
         let mut members = self.members.lock().unwrap();
         match members.iter_mut().find(|member| member.node.slot == slot) {
             Some(member) => {
@@ -222,9 +222,9 @@ impl ClusterView for FakeCluster {
         }
     }
 
-    /// Never done: what the caller's deadline is for.
-    async fn leave(&self) -> Result<()> {
-        std::future::pending().await
+    /// Never done in time.
+    async fn leave(&self, ctx: Ctx) -> Result<()> {
+        Err(Error::Unavailable(format!("not done within {:?}", ctx.timeout)))
     }
 }
 

@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use tokio::time::timeout;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::cache::{Api, ctx};
 use crate::{
-    error::{Error, NodeRef, Result as LarderResult},
+    error::{NodeRef, Result as LarderResult},
     proto::v1::{self as pb, cluster_server},
-    service::{self, Member, Role},
+    service::{self, Ctx, Member, Role},
 };
 
 /// The service, in the shape that the generated code takes.
@@ -77,21 +76,13 @@ impl ClusterService {
         self.0.header(status.revision, status.clock_ms)
     }
 
-    /// Does what changes the members, as long as its caller waits, and gives the header of the answer. What is not done by then goes on.
-    async fn change(
+    /// The header of the answer to a change of the members, once that is done within the deadline of the request.
+    async fn change<F: Future<Output = LarderResult<()>>>(
         &self,
         metadata: &MetadataMap,
-        change: impl Future<Output = LarderResult<()>>,
+        change: impl FnOnce(Ctx) -> F,
     ) -> Result<Option<pb::ResponseHeader>, Status> {
-        let done = async {
-            let ctx = ctx(metadata)?;
-            timeout(ctx.timeout, change).await.unwrap_or_else(|_| {
-                Err(Error::OutcomeUnknown(format!(
-                    "the members are still being changed after {:?}; `larder member list` shows when it is done",
-                    ctx.timeout
-                )))
-            })
-        };
+        let done = async { change(ctx(metadata)?).await };
         done.await.map_err(|error| self.0.status(&error))?;
         Ok(self.header(&self.0.deps.cluster.status()))
     }
@@ -126,7 +117,7 @@ impl cluster_server::Cluster for ClusterService {
         request: Request<pb::RetireMemberRequest>,
     ) -> Result<Response<pb::RetireMemberResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
-        let header = self.change(&metadata, self.0.deps.cluster.retire(&request.slot)).await?;
+        let header = self.change(&metadata, |ctx| self.0.deps.cluster.retire(&request.slot, ctx)).await?;
         Ok(Response::new(pb::RetireMemberResponse { header }))
     }
 
@@ -135,12 +126,12 @@ impl cluster_server::Cluster for ClusterService {
         request: Request<pb::PromoteMemberRequest>,
     ) -> Result<Response<pb::PromoteMemberResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
-        let header = self.change(&metadata, self.0.deps.cluster.promote(&request.slot)).await?;
+        let header = self.change(&metadata, |ctx| self.0.deps.cluster.promote(&request.slot, ctx)).await?;
         Ok(Response::new(pb::PromoteMemberResponse { header }))
     }
 
     async fn leave(&self, request: Request<pb::LeaveRequest>) -> Result<Response<pb::LeaveResponse>, Status> {
-        let header = self.change(request.metadata(), self.0.deps.cluster.leave()).await?;
+        let header = self.change(request.metadata(), |ctx| self.0.deps.cluster.leave(ctx)).await?;
         Ok(Response::new(pb::LeaveResponse { header }))
     }
 }
