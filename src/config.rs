@@ -21,10 +21,11 @@ use crate::{
     cluster::{
         OnMajorityLost,
         discovery::{Discovery, PeerMap, PeerTemplate},
-        scale_file::{ScaleFile, StatefulSetName},
+        scale_file::ScaleFile,
         slot::{ordinal_of, parse_seeds, parse_slot},
     },
     error::{Error, Result},
+    kubernetes::StatefulSetName,
     net::HostPort,
     observe::tracing::{LogFormat, parse_level},
 };

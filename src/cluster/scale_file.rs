@@ -4,48 +4,15 @@
 //! by whoever must tell a leave from a restart and has no Kubernetes API to ask. It is read anew each time.
 
 use std::{
-    fmt,
     fs::File,
     io::Read,
     path::{Path, PathBuf},
-    str::FromStr,
 };
 
 use serde::Deserialize;
 
 use super::slot::parse_seeds;
-use crate::{
-    error::{Error, Result},
-    raft::handshake::is_slot,
-};
-
-/// A StatefulSet: the one that this node is a pod of.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StatefulSetName {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-}
-
-impl FromStr for StatefulSetName {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text.split_once('/') {
-            Some((namespace, name)) if is_slot(namespace) && is_slot(name) => {
-                Ok(Self { namespace: namespace.into(), name: name.into() })
-            }
-            _ => Err(Error::Invalid(format!("{text:?} is no StatefulSet: write NAMESPACE/NAME"))),
-        }
-    }
-}
-
-impl fmt::Display for StatefulSetName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
+use crate::error::{Error, Result};
 
 /// Far more than two keys need.
 const MAX_BYTES: u64 = 64 * 1024;
@@ -123,16 +90,6 @@ mod tests {
         match result {
             Err(Error::Invalid(sentence)) => sentence,
             other => panic!("not refused: {other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_stateful_set_is_in_a_namespace() {
-        let set: StatefulSetName = "cache/larder".parse().unwrap();
-        assert_eq!((set.namespace.as_str(), set.name.as_str()), ("cache", "larder"));
-        assert_eq!(set.to_string(), "cache/larder");
-        for bad in ["", "larder", "/larder", "cache/", "a/b/c", "A/b"] {
-            assert!(sentence(bad.parse::<StatefulSetName>()).contains("write NAMESPACE/NAME"), "{bad}");
         }
     }
 
