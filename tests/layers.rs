@@ -41,6 +41,8 @@ const PAIRS: &[(&str, &str)] = &[
     ("observe", "error"),
     ("observe", "time"),
     ("time", "error"),
+    // Genesis and the keeper ask how many pods are wanted, and for the claim.
+    ("cluster", "kubernetes"),
     // The composition root is the only one that reads the configuration.
     ("server", "config"),
     ("main", "cmd"),
