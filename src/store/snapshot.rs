@@ -124,6 +124,18 @@ impl Snapshots {
         Ok(Self { dir, incarnation, group, counter: Arc::default(), names: Arc::default() })
     }
 
+    /// The newest snapshot of whatever group below a directory, as [`Snapshots::newest`].
+    pub(super) fn find(dir: &Path, incarnation: Uuid) -> Result<Option<SnapshotFile>, StoreError> {
+        let snapshots = layout::snapshots(dir);
+        if !snapshots.exists() {
+            return Ok(None);
+        }
+        let Some(path) = list(&snapshots, "")?.pop() else { return Ok(None) };
+        let file = SnapshotFile::open(&path)?;
+        check_incarnation(&path, file.meta(), incarnation)?;
+        Ok(Some(file))
+    }
+
     /// Begins a snapshot. It is nothing until it is finished.
     ///
     /// # Errors
@@ -138,10 +150,7 @@ impl Snapshots {
     }
 
     fn check(&self, path: &Path, meta: &SnapshotMeta) -> Result<(), StoreError> {
-        if meta.incarnation != self.incarnation {
-            let (found, expected) = (meta.incarnation, self.incarnation);
-            return Err(StoreError::OtherIncarnation { path: path.to_owned(), found, expected });
-        }
+        check_incarnation(path, meta, self.incarnation)?;
         if meta.group != self.group {
             let why = format!("it is of group {}, not {}", meta.group, self.group);
             return Err(StoreError::damaged(path, why));
@@ -169,19 +178,7 @@ impl Snapshots {
 
     /// The files of this group, the oldest first.
     fn list(&self) -> Result<Vec<PathBuf>, StoreError> {
-        let prefix = format!("{:08x}-", self.group);
-        let mut paths = Vec::new();
-        for entry in fs::read_dir(&self.dir).map_err(StoreError::io("list", &self.dir))? {
-            let entry = entry.map_err(StoreError::io("list", &self.dir))?;
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if name.starts_with(&prefix) && name.ends_with(SUFFIX) {
-                paths.push(entry.path());
-            }
-        }
-        // Names sort like positions.
-        paths.sort();
-        Ok(paths)
+        list(&self.dir, &format!("{:08x}-", self.group))
     }
 
     /// Removes everything older than the newest.
@@ -195,4 +192,27 @@ impl Snapshots {
             _ => Ok(()),
         })
     }
+}
+
+/// The snapshots whose names begin so, the oldest first.
+fn list(dir: &Path, prefix: &str) -> Result<Vec<PathBuf>, StoreError> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
+        let entry = entry.map_err(StoreError::io("list", dir))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(prefix) && name.ends_with(SUFFIX) {
+            paths.push(entry.path());
+        }
+    }
+    // Names sort like positions.
+    paths.sort();
+    Ok(paths)
+}
+
+fn check_incarnation(path: &Path, meta: &SnapshotMeta, expected: Uuid) -> Result<(), StoreError> {
+    if meta.incarnation == expected {
+        return Ok(());
+    }
+    Err(StoreError::OtherIncarnation { path: path.to_owned(), found: meta.incarnation, expected })
 }
