@@ -352,6 +352,10 @@ impl Cluster for Fake {
     ) -> Result<Response<pb::TransferLeaderResponse>, Status> {
         Err(Status::unimplemented("not used"))
     }
+
+    async fn recover(&self, _: Request<pb::RecoverRequest>) -> Result<Response<pb::RecoverResponse>, Status> {
+        Err(Status::unimplemented("not used"))
+    }
 }
 
 /// Serves it on a port of its own, and answers `host:port`.

@@ -20,6 +20,7 @@ mod line;
 mod load;
 mod node;
 mod output;
+mod recover;
 pub mod serve;
 mod status;
 
@@ -33,6 +34,7 @@ pub use environment::unknown_variables;
 pub use failure::{Exit, Failure};
 pub use load::LoadArgs;
 pub use output::{Output, Printer};
+pub use recover::RecoverArgs;
 pub use status::TransferLeaderArgs;
 
 use crate::client::{Client, ClientError, Endpoint, Options};
@@ -124,6 +126,8 @@ pub enum Command {
     Members,
     /// Hand leadership to another node.
     TransferLeader(TransferLeaderArgs),
+    /// Make a survivor of a lost majority a new cluster of one.
+    Recover(RecoverArgs),
     /// Drive a cluster with a known load and report throughput and latencies.
     Bench(Box<bench::Args>),
 }
@@ -161,6 +165,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::TransferLeader(args) => {
             status::transfer_leader(&client(&global, false)?, printer, args).await
         }
+        Command::Recover(args) => recover::run(&global, printer, args).await,
         Command::Bench(args) => {
             let endpoints = global.endpoints.0.iter().map(ToString::to_string).collect();
             Ok(bench::run(&args, endpoints, global.timeout, global.output == Output::Json).await?)

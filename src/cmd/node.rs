@@ -48,8 +48,7 @@ pub(super) async fn run(config: ServeConfig) -> Result<()> {
             () = stop.received() => return server.shutdown(true).await,
             ended = server.ended() => match ended {
                 Ended::Failed(error) => return Err(error),
-                // Genesis' last step: this founder's cluster can never be, and it held nothing of it.
-                Ended::FormattedAnew => tracing::warn!("formatted anew: starting over"),
+                Ended::StartOver { why } => tracing::warn!(why, "starting over"),
             },
         }
         server.shutdown(false).await?;

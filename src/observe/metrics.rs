@@ -73,12 +73,14 @@ pub enum RequestMethod {
     Members,
     /// Cluster.TransferLeader
     TransferLeader,
+    /// Cluster.Recover
+    Recover,
     /// A path that is no method.
     Unknown,
 }
 
 impl RequestMethod {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Get,
         Self::Set,
         Self::Delete,
@@ -88,6 +90,7 @@ impl RequestMethod {
         Self::Status,
         Self::Members,
         Self::TransferLeader,
+        Self::Recover,
         Self::Unknown,
     ];
 
@@ -103,6 +106,7 @@ impl RequestMethod {
             Self::Status => "Status",
             Self::Members => "Members",
             Self::TransferLeader => "TransferLeader",
+            Self::Recover => "Recover",
             Self::Unknown => "unknown",
         }
     }

@@ -318,15 +318,24 @@ impl Node {
     /// # Errors
     /// If the last sync fails.
     pub async fn shutdown(&self) -> Result<()> {
-        self.stopping.store(true, Ordering::Release);
-        if timeout(Duration::from_secs(10), self.raft.shutdown()).await.is_err() {
-            tracing::warn!("openraft did not stop in time");
+        if let Err(error) = self.stop_raft().await {
+            tracing::warn!("{error}");
         }
         let log = self.log.clone();
         tokio::task::spawn_blocking(move || log.close())
             .await
             .map_err(|e| Error::Storage(e.to_string()))?
             .map_err(|e| Error::Storage(format!("the last sync failed: {e}")))
+    }
+
+    /// Stops openraft; the log stays open.
+    pub(super) async fn stop_raft(&self) -> Result<()> {
+        self.stopping.store(true, Ordering::Release);
+        match timeout(Duration::from_secs(10), self.raft.shutdown()).await {
+            // Of an openraft that failed nothing is left to stop.
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::Storage("openraft did not stop in time".into())),
+        }
     }
 
     /// Returns when openraft has stopped by itself: a disk that failed, or a broken invariant.

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use crate::error::{NodeRef, Result};
-pub use crate::raft::Role;
+pub use crate::raft::{Recovered, Role};
 
 /// A node's condition. Indexes are of the Raft log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +76,7 @@ pub struct Member {
     pub matched_index: Option<u64>,
 }
 
-/// The view that a node has of its cluster. Answers at once from what it knows, except `transfer_leader`.
+/// The view that a node has of its cluster. Answers at once from what it knows, except `transfer_leader` and `recover`.
 #[async_trait]
 pub trait ClusterView: Send + Sync + 'static {
     /// This node's own names.
@@ -96,4 +96,12 @@ pub trait ClusterView: Send + Sync + 'static {
     /// # Errors
     /// `Invalid` for a slot that is no voter, `Unavailable` if it does not answer, is too far behind, or does not take over in time.
     async fn transfer_leader(&self, slot: &str) -> Result<NodeRef>;
+
+    /// Makes this node, a survivor of a majority that is lost for good, a new cluster of one with all that it holds. `cluster_id` is that
+    /// of the present cluster, as a confirmation. Returns once it is on disk; the node starts over right afterwards.
+    ///
+    /// # Errors
+    /// `Invalid` if another cluster was meant, there is a leader, a majority still answers, or this node is a learner;
+    /// `Unavailable` before genesis; `Storage` if it could not be done, and then the node starts over as what it was.
+    async fn recover(&self, cluster_id: &str) -> Result<Recovered>;
 }

@@ -6,13 +6,22 @@ use std::sync::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Check, ClusterView, Member, Status};
+use super::{Check, ClusterView, Member, Recovered, Status};
 use crate::{
     error::{Error, NodeRef, Result},
     raft::{FEATURE_LEVEL, Host, Node, NodeMetrics, Peers},
 };
+
+/// Somebody asked for a recovery. Whoever holds the node's identity does it, and answers.
+#[derive(Debug)]
+pub struct RecoveryAsked {
+    /// The cluster that is meant.
+    pub cluster_id: String,
+    /// Where the outcome goes.
+    pub answer: oneshot::Sender<Result<Recovered>>,
+}
 
 /// What a node tells of itself.
 pub struct NodeView {
@@ -22,24 +31,28 @@ pub struct NodeView {
     waiting_for: watch::Receiver<Option<String>>,
     /// Why there is no leader, when there is none.
     leaderless: watch::Receiver<String>,
+    recoveries: mpsc::Sender<RecoveryAsked>,
     /// Once caught up, a node stays so: readiness must not flap with load.
     caught_up: AtomicBool,
     stopping: AtomicBool,
 }
 
 impl NodeView {
-    /// A view through the peer service's host, which knows the node once it runs.
+    /// A view through the peer service's host, which knows the node once it runs. What is asked of the whole node goes to
+    /// `recoveries`.
     pub fn new(
         host: Arc<Host>,
         peers: Arc<Peers>,
         waiting_for: watch::Receiver<Option<String>>,
         leaderless: watch::Receiver<String>,
+        recoveries: mpsc::Sender<RecoveryAsked>,
     ) -> Arc<Self> {
         Arc::new(Self {
             host,
             peers,
             waiting_for,
             leaderless,
+            recoveries,
             caught_up: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         })
@@ -169,5 +182,17 @@ impl ClusterView for NodeView {
             Some(leader) => node.ask_hand_over(&leader, slot).await,
             None => Err(Error::Unavailable("no leader is known; wait for one and try again".into())),
         }
+    }
+
+    async fn recover(&self, cluster_id: &str) -> Result<Recovered> {
+        if self.host.node().is_none() {
+            return Err(Error::Unavailable(self.waits_for()));
+        }
+        let (answer, outcome) = oneshot::channel();
+        let asked = RecoveryAsked { cluster_id: cluster_id.to_owned(), answer };
+        self.recoveries.try_send(asked).map_err(|_| {
+            Error::Unavailable("a recovery is under way already, or the node is stopping".into())
+        })?;
+        outcome.await.unwrap_or(Err(Error::Shutdown))
     }
 }

@@ -101,7 +101,13 @@ pub struct Snapshots {
     /// Numbers temporary files.
     counter: Arc<AtomicU64>,
     /// Held while files are renamed, removed, or found by name: what was found must be there when it is opened.
-    names: Arc<Mutex<()>>,
+    names: Arc<Mutex<Names>>,
+}
+
+/// Whether there may be new ones.
+#[derive(Debug, Default)]
+struct Names {
+    closed: bool,
 }
 
 const SUFFIX: &str = ".snap";
@@ -172,7 +178,13 @@ impl Snapshots {
         Ok(Some(file))
     }
 
-    fn lock_names(&self) -> MutexGuard<'_, ()> {
+    /// No snapshot is finished any more: the directory is about to be another member's. One that is being written, or comes
+    /// from a peer at this moment, must not turn up in it.
+    pub fn close(&self) {
+        self.lock_names().closed = true;
+    }
+
+    fn lock_names(&self) -> MutexGuard<'_, Names> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -16,8 +16,9 @@ use larder::{
     error::{Error, NodeRef, Result},
     observe::Metrics,
     proto::v1::{cache_client::CacheClient, cluster_client::ClusterClient},
-    service::{Cache, Check, ClusterView, Consistency, Ctx, Member, Role, Status},
+    service::{Cache, Check, ClusterView, Consistency, Ctx, Member, Recovered, Role, Status},
     state::{Answer, Applied, Command, LogPosition, Machine, Operation, Query, Stamp},
+    store::ClusterId,
     time::UnixMillis,
 };
 use tokio::{
@@ -196,6 +197,13 @@ impl ClusterView for FakeCluster {
             "" | "2" => Ok(node(3)),
             other => Err(Error::Invalid(format!("slot {other} is no voter; give one of 0, 1, 2"))),
         }
+    }
+
+    async fn recover(&self, cluster_id: &str) -> Result<Recovered> {
+        if cluster_id != CLUSTER_ID {
+            return Err(Error::Invalid(format!("this node is a member of the cluster {CLUSTER_ID}")));
+        }
+        Ok(Recovered { cluster: ClusterId([0xab; 16]), revision: 3, keys: 2, last_log_index: 12 })
     }
 }
 

@@ -143,6 +143,7 @@ fn cluster_method(name: &str) -> Option<RequestMethod> {
         "Status" => RequestMethod::Status,
         "Members" => RequestMethod::Members,
         "TransferLeader" => RequestMethod::TransferLeader,
+        "Recover" => RequestMethod::Recover,
         _ => return None,
     })
 }

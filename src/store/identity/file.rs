@@ -160,8 +160,8 @@ impl IdentityFile {
     /// must be closed. After a crash at any moment the directory is either as it was or as it is to be.
     ///
     /// # Errors
-    /// If the prepared state is missing, damaged, or another one's: the directory is as it was. The disk's: if nothing
-    /// says that the identity is the new one already, either of the two is; the next start goes on from there.
+    /// If the prepared state is missing, damaged, or another one's: the directory is as it was. The disk's: the
+    /// directory is as it was or as it is to be, and the next start goes on from there.
     pub fn adopt(&mut self, fresh: Uuid, cluster: ClusterId) -> Result<Identity, StoreError> {
         adopt::prepared(&self.dir, fresh, cluster)?;
         let identity = self.write_adopting(fresh, cluster)?;
