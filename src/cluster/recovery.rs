@@ -33,7 +33,7 @@ use crate::{
     error::{Error, NodeRef, Result},
     raft::{GROUP, Node, Recovered, hello},
     state::Membership,
-    store::{ClusterId, IdentityFile, Snapshots},
+    store::{Binding, ClusterId, IdentityFile, Snapshots},
 };
 
 /// What was heard at the slot of a voter.
@@ -45,6 +45,8 @@ pub enum Heard {
     Itself,
     /// Another data directory: the voter's is lost.
     Another,
+    /// Another data directory that belongs to this cluster: it was taken in by a majority that this node has not heard of.
+    Successor,
 }
 
 /// Why a node may not go on alone.
@@ -61,6 +63,8 @@ pub enum Refusal {
     HasLeader(NodeRef),
     /// These voters and this one are a majority.
     Majority(Vec<String>),
+    /// The cluster replaced these voters, so it goes on without this node.
+    WentOn(Vec<String>),
     /// This node never voted, so it may lack what was acknowledged.
     Learner,
 }
@@ -88,6 +92,12 @@ impl fmt::Display for Refusal {
                  and see `larder status` for what keeps them",
                 slots.join(", slot ")
             ),
+            Self::WentOn(slots) => write!(
+                f,
+                "slot {} is a new member of this cluster, which this node has not heard of: the cluster goes on, and there is nothing to \
+                 recover; mend the connection between this node and the others",
+                slots.join(", slot ")
+            ),
             Self::Learner => write!(
                 f,
                 "this node is a learner, which may lack what was acknowledged; recover on a voter that still has its data"
@@ -108,14 +118,20 @@ pub fn may_go_on_alone(
     if !membership.voters().any(|voter| voter == me) {
         return Err(Refusal::Learner);
     }
+    let slots = |ids: BTreeSet<u64>| {
+        ids.iter().filter_map(|id| membership.nodes.get(id)).map(|node| node.slot.clone()).collect()
+    };
+    let successors: BTreeSet<u64> =
+        membership.voters().filter(|id| heard.get(id) == Some(&Heard::Successor)).collect();
+    if !successors.is_empty() {
+        return Err(Refusal::WentOn(slots(successors)));
+    }
     let holds = |id: &u64| *id == me || heard.get(id) == Some(&Heard::Itself);
     let majority = |config: &Vec<u64>| 2 * config.iter().filter(|id| holds(id)).count() > config.len();
     if !membership.configs.iter().all(majority) {
         return Ok(());
     }
-    let others: BTreeSet<u64> = membership.voters().filter(|id| *id != me && holds(id)).collect();
-    let slot = |id: u64| membership.nodes.get(&id).map(|node| node.slot.clone());
-    Err(Refusal::Majority(others.into_iter().filter_map(slot).collect()))
+    Err(Refusal::Majority(slots(membership.voters().filter(|id| *id != me && holds(id)).collect())))
 }
 
 /// Whether every voter but `me` is lost for certain: its slot is answered by another data directory. Silence is no proof.
@@ -128,7 +144,7 @@ pub fn all_others_are_lost(me: u64, membership: &Membership, heard: &BTreeMap<u6
 
 /// Asks at the slot of every other voter who is there.
 async fn listen(node: &Node, membership: &Membership) -> BTreeMap<u64, Heard> {
-    let me = node.peers().myself().raft_id;
+    let (me, present) = (node.peers().myself().raft_id, node.peers().cluster());
     let others: BTreeSet<u64> = membership.voters().filter(|id| *id != me).collect();
     let ask = |id: u64| async move {
         let member = membership.nodes.get(&id)?;
@@ -136,6 +152,9 @@ async fn listen(node: &Node, membership: &Membership) -> BTreeMap<u64, Heard> {
             Err(_) => Heard::Silence,
             Ok(answer) if answer.from.slot != member.slot => Heard::Silence,
             Ok(answer) if *answer.from.incarnation.as_bytes() == member.incarnation => Heard::Itself,
+            Ok(answer) if matches!(answer.binding, Binding::Bound { cluster, .. } if Some(cluster) == present) => {
+                Heard::Successor
+            }
             Ok(_) => Heard::Another,
         };
         Some((id, heard))
@@ -252,6 +271,13 @@ mod tests {
         assert!(all_others_are_lost(0, &three, &heard(&[], &[1, 2])));
         assert!(!all_others_are_lost(0, &three, &heard(&[], &[1])));
         assert!(!all_others_are_lost(0, &three, &heard(&[2], &[1])));
+        let mut went_on = heard(&[], &[1]);
+        went_on.insert(2, Heard::Successor);
+        assert!(
+            !all_others_are_lost(0, &three, &went_on),
+            "replaced by a majority that this node has not heard of"
+        );
+        assert_eq!(may_go_on_alone(0, &three, &went_on), Err(Refusal::WentOn(vec!["2".into()])));
         assert!(!all_others_are_lost(7, &three, &heard(&[], &[0, 1, 2])));
         assert!(!all_others_are_lost(0, &membership(&[&[0]], &[]), &heard(&[], &[])));
         let joint = membership(&[&[0, 1, 2], &[0, 1, 3]], &[]);

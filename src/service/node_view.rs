@@ -71,8 +71,8 @@ impl NodeView {
         let stopping = self.stopping.load(Ordering::Acquire);
         let running = stopping.then(|| "the node is shutting down".to_string());
         let member = node.is_none().then(|| self.waits_for());
-        let leader = match metrics {
-            Some(m) if m.leader.is_some() => None,
+        let leader = match node {
+            Some(node) if node.live_leader().is_some() => None,
             Some(_) => Some(self.leaderless.borrow().clone()),
             None => Some("not in a cluster yet".to_string()),
         };

@@ -110,6 +110,14 @@ async fn two_of_three_lost_for_good_and_the_survivor_recovered() {
         .await;
         println!("wiped node {slot}: {}", why.trim());
     }
+    let why = eventually("the survivor to say why it is not ready", SOON, async || {
+        match cluster.nodes[survivor].http("/readyz").await? {
+            (503, body) if body.contains("[-]leader") && body.contains("majority") => Ok(body),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    println!("the survivor: {}", why.trim());
     let no_write = cluster.client(survivor).set("key", "value").await.unwrap_err();
     println!("a write meanwhile: {no_write}");
     assert_eq!(cluster_id(&cluster, survivor).await, old_id, "nothing happens by itself");
@@ -208,6 +216,14 @@ async fn the_leader_that_lost_its_followers_is_recovered_too() {
     for slot in (0..3).filter(|slot| *slot != leader) {
         cluster.nodes[slot].kill();
     }
+    eventually("the leader to say why it is not ready", SOON, async || {
+        match cluster.nodes[leader].http("/readyz").await? {
+            (503, body) if body.contains("[-]leader: this node led") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    assert_eq!(cluster.nodes[leader].http("/livez").await.unwrap().0, 200, "waiting is alive");
     // It goes on proposing, and nobody acknowledges: whether that was done is unknown, so it may be there afterwards.
     let unknown = only(&cluster.nodes[leader]).set("unknown", "maybe").await.unwrap_err();
     println!("a write meanwhile: {unknown}");
