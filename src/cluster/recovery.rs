@@ -31,7 +31,7 @@ use uuid::Uuid;
 
 use crate::{
     error::{Error, NodeRef, Result},
-    raft::{GROUP, Node, Recovered, hello},
+    raft::{GROUP, HelloAnswer, Node, Recovered, hello},
     state::Membership,
     store::{Binding, ClusterId, IdentityFile, Snapshots},
 };
@@ -45,7 +45,8 @@ pub enum Heard {
     Itself,
     /// Another data directory: the voter's is lost.
     Another,
-    /// Another data directory that belongs to this cluster: it was taken in by a majority that this node has not heard of.
+    /// Another data directory that holds something of this cluster and is none of its members that this node knows: it was
+    /// taken in by a majority that this node has not heard of.
     Successor,
 }
 
@@ -95,7 +96,8 @@ impl fmt::Display for Refusal {
             Self::WentOn(slots) => write!(
                 f,
                 "slot {} is a new member of this cluster, which this node has not heard of: the cluster goes on, and there is nothing to \
-                 recover; mend the connection between this node and the others",
+                 recover; mend the connection between this node and the others. If their majority is lost as well, stop that slot \
+                 and ask again",
                 slots.join(", slot ")
             ),
             Self::Learner => write!(
@@ -146,15 +148,19 @@ pub fn all_others_are_lost(me: u64, membership: &Membership, heard: &BTreeMap<u6
 async fn listen(node: &Node, membership: &Membership) -> BTreeMap<u64, Heard> {
     let (me, present) = (node.peers().myself().raft_id, node.peers().cluster());
     let others: BTreeSet<u64> = membership.voters().filter(|id| *id != me).collect();
+    // One that waits to be taken in is bound to the cluster and holds nothing of it; a learner is known here.
+    let holds_more = |answer: &HelloAnswer| {
+        matches!(answer.binding, Binding::Bound { cluster, .. } if Some(cluster) == present)
+            && answer.last_log_index > 0
+            && !membership.nodes.contains_key(&answer.from.raft_id)
+    };
     let ask = |id: u64| async move {
         let member = membership.nodes.get(&id)?;
         let heard = match hello(node.peers(), &member.slot).await {
             Err(_) => Heard::Silence,
             Ok(answer) if answer.from.slot != member.slot => Heard::Silence,
             Ok(answer) if *answer.from.incarnation.as_bytes() == member.incarnation => Heard::Itself,
-            Ok(answer) if matches!(answer.binding, Binding::Bound { cluster, .. } if Some(cluster) == present) => {
-                Heard::Successor
-            }
+            Ok(answer) if holds_more(&answer) => Heard::Successor,
             Ok(_) => Heard::Another,
         };
         Some((id, heard))
