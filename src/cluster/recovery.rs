@@ -8,8 +8,8 @@
 //!
 //! # Flow
 //! [`check`]: is this the cluster that was meant, has it no leader, and can those that still answer with their old data form no
-//! majority with this one? -> [`go_on_alone`]: stop Raft, write the state, switch the data directory over to it. Then
-//! the node starts over, as the only voter of the new cluster.
+//! majority with this one? (Or, where nodes keep nothing over a restart, [`until_all_others_are_lost`].) -> [`go_on_alone`]: stop
+//! Raft, write the state, switch the data directory over to it. Then the node starts over, as the only voter of the new cluster.
 //!
 //! # Invariants
 //! - Up to the switch of the identity file this node is the old member, and a start makes it so again.
@@ -26,7 +26,7 @@ use std::{
 };
 
 use futures::future::join_all;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use uuid::Uuid;
 
 use crate::{
@@ -35,6 +35,9 @@ use crate::{
     state::Membership,
     store::{Binding, ClusterId, IdentityFile, Snapshots},
 };
+
+/// How often a node that may go on alone by itself looks whether it has to.
+const ROUND: Duration = Duration::from_secs(1);
 
 /// What was heard at the slot of a voter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,6 +200,24 @@ pub async fn check(node: &Node, cluster_id: &str) -> Result<()> {
     let membership = node.membership();
     let heard = listen(node, &membership).await;
     may_go_on_alone(node.peers().myself().raft_id, &membership, &heard).or_else(refuse)
+}
+
+/// Returns when this node is a survivor for certain: no leader, and every other voter's slot is answered by another data directory. For
+/// nodes that keep nothing over a restart, whose operator said so beforehand.
+pub async fn until_all_others_are_lost(node: &Node) {
+    let mut rounds = interval(ROUND);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        rounds.tick().await;
+        if node.live_leader().is_some() || confirmed_leader(node).await.is_some() {
+            continue;
+        }
+        let membership = node.membership();
+        let heard = listen(node, &membership).await;
+        if all_others_are_lost(node.peers().myself().raft_id, &membership, &heard) {
+            return;
+        }
+    }
 }
 
 /// Makes this node, with all that it holds, the only member of a new cluster. `snapshots` are the directory's. It has to be started over afterwards, also after an
