@@ -22,8 +22,8 @@ members can never come back on their old data. The node refuses if the cluster h
 answers. Without --confirm nothing is changed: the command shows what the node holds, and the id to confirm.
 
 Examples:
-  larder --endpoints 10.0.0.2:7400 recover
-  larder --endpoints 10.0.0.2:7400 recover --confirm 5f1c0e6d0c0b4f5e8a9b7c6d5e4f3a2b")]
+  larder recover --endpoints 10.0.0.2:7400
+  larder recover --endpoints 10.0.0.2:7400 --confirm 5f1c0e6d0c0b4f5e8a9b7c6d5e4f3a2b")]
 pub struct RecoverArgs {
     /// The id of the node's present cluster: you mean this one, and its majority is lost.
     #[arg(long, env = "LARDER_RECOVER_CONFIRM", value_name = "CLUSTER_ID")]
