@@ -47,6 +47,8 @@ const HEARTBEATS_PER_ELECTION: u64 = 3;
 const DEFAULT_MAX_VOTERS: u8 = 5;
 /// Every write waits for a majority of them: more would only be slower.
 const MOST_VOTERS: u8 = 9;
+/// A member that was scaled away is retired after a minute of silence: a restart is over by then.
+const DEFAULT_RETIRE_AFTER_MS: u64 = 60_000;
 /// Longer than anybody waits for an election.
 const MAX_TIMEOUT_MS: u64 = 600_000;
 
@@ -99,11 +101,13 @@ pub struct RawConfig {
     pub election_timeout_min_ms: Option<u64>,
     /// The longest one.
     pub election_timeout_max_ms: Option<u64>,
+    /// How long a member that was scaled away may be silent before it is retired.
+    pub retire_after_ms: Option<u64>,
 }
 
 impl RawConfig {
     /// The keys of a file, in the order of the fields.
-    pub const KEYS: [&'static str; 21] = [
+    pub const KEYS: [&'static str; 22] = [
         "slot",
         "peers",
         "peer_template",
@@ -125,6 +129,7 @@ impl RawConfig {
         "heartbeat_ms",
         "election_timeout_min_ms",
         "election_timeout_max_ms",
+        "retire_after_ms",
     ];
 
     /// Reads a TOML file.
@@ -181,6 +186,7 @@ impl RawConfig {
             heartbeat_ms: over.heartbeat_ms.or(self.heartbeat_ms),
             election_timeout_min_ms: over.election_timeout_min_ms.or(self.election_timeout_min_ms),
             election_timeout_max_ms: over.election_timeout_max_ms.or(self.election_timeout_max_ms),
+            retire_after_ms: over.retire_after_ms.or(self.retire_after_ms),
         }
     }
 }
@@ -228,6 +234,8 @@ pub struct ServeConfig {
     pub election_timeout_min_ms: u64,
     /// and at most.
     pub election_timeout_max_ms: u64,
+    /// Milliseconds of silence after which a member that was scaled away is retired.
+    pub retire_after_ms: u64,
 }
 
 /// Who says which slots found the cluster.
@@ -325,6 +333,7 @@ impl ServeConfig {
             heartbeat_ms: raw.heartbeat_ms.unwrap_or(100),
             election_timeout_min_ms: raw.election_timeout_min_ms.unwrap_or(500),
             election_timeout_max_ms: raw.election_timeout_max_ms.unwrap_or(1000),
+            retire_after_ms: raw.retire_after_ms.unwrap_or(DEFAULT_RETIRE_AFTER_MS),
             slot,
             discovery,
             seeds,

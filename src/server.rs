@@ -26,10 +26,11 @@ use crate::{
     },
     config::ServeConfig,
     error::{Error, Result},
+    kubernetes::{self, Kubernetes},
     net::{Resolver, SystemResolver},
     observe::{Metrics, SnapshotKind},
     raft::{self, Asked, Hooks, Host, Myself, Node, Peers, SnapshotEvent},
-    service::{ClusterView, LateCache, NodeView, ReplicatedCache, duties},
+    service::{ClusterView, LateCache, NodeView, RecoveryAsked, ReplicatedCache, duties},
     store::{self, Binding, IdentityFile, Log, LogOptions, Snapshots},
     time::{Clock, SystemClock},
 };
@@ -85,12 +86,28 @@ pub struct Surroundings {
     pub clock: Arc<dyn Clock>,
     /// Which addresses are behind its peers' names.
     pub resolver: Arc<dyn Resolver>,
+    /// The Kubernetes API, for a pod of a StatefulSet.
+    pub kubernetes: Option<Arc<dyn Kubernetes>>,
 }
 
 impl Surroundings {
-    /// This machine's.
-    pub fn system() -> Self {
-        Self { clock: Arc::new(SystemClock::new()), resolver: Arc::new(SystemResolver::default()) }
+    /// This machine's, and the API of the Kubernetes that it is a pod of, if the configuration names its StatefulSet.
+    pub async fn system(config: &ServeConfig) -> Self {
+        let kubernetes: Option<Arc<dyn Kubernetes>> = match &config.statefulset {
+            None => None,
+            Some(name) => match kubernetes::Api::from_environment(name.clone()).await {
+                Ok(api) => Some(Arc::new(api)),
+                Err(error) => {
+                    tracing::warn!(statefulset = %name, "the Kubernetes API is not used: {error}");
+                    None
+                }
+            },
+        };
+        Self {
+            clock: Arc::new(SystemClock::new()),
+            resolver: Arc::new(SystemResolver::default()),
+            kubernetes,
+        }
     }
 }
 
@@ -99,8 +116,11 @@ impl Surroundings {
 pub enum Ended {
     /// A disk that failed, data that cannot be read, a broken invariant.
     Failed(Error),
-    /// It gave up a founding that can never be, or was retired, and its data directory is new: start it again.
-    FormattedAnew,
+    /// Its data directory is another member's now, or it cannot go on in this process as what it is: start it again.
+    StartOver {
+        /// Why, for the log.
+        why: &'static str,
+    },
 }
 
 /// A started node.
@@ -190,7 +210,7 @@ impl Server {
         listeners: Listeners,
         surroundings: Surroundings,
     ) -> Result<Self> {
-        let Surroundings { clock, resolver } = surroundings;
+        let Surroundings { clock, resolver, kubernetes } = surroundings;
         // What was bound counts: a test asks for port 0.
         config.client_addr = listeners.client.local_addr().unwrap_or(config.client_addr);
         let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
@@ -207,13 +227,16 @@ impl Server {
         }
         let configured = config.clone();
         let configured = Arc::new(move || configured.wanted_replicas());
-        let scale = Scale::new(None, configured, config.discovery.listed());
+        let scale = Scale::new(kubernetes, configured, config.discovery.listed());
         let genesis = cluster::prepare(identity, seeds, peers.clone(), scale.clone());
         let refused = metrics.clone();
         let on_refused = Arc::new(move |reason| refused.peer_refused(reason));
         let host = Host::new(peers.clone(), snapshots.clone(), genesis.published(), on_refused);
         let leaderless = watch::Sender::new(Absent::default().sentence(0));
-        let view = NodeView::new(host.clone(), peers.clone(), genesis.waiting(), leaderless.subscribe());
+        // One at a time.
+        let (recoveries, recovery_asked) = mpsc::channel(1);
+        let view =
+            NodeView::new(host.clone(), peers.clone(), genesis.waiting(), leaderless.subscribe(), recoveries);
         let cache = LateCache::new(genesis.waiting());
 
         let stop_clients = watch::Sender::new(false);
@@ -239,6 +262,7 @@ impl Server {
             metrics,
             cache,
             booted_before,
+            recovery_asked,
         };
         let joining = tokio::spawn(async move {
             let how = start.run(genesis).await.unwrap_or_else(Ended::Failed);
@@ -329,11 +353,12 @@ struct Start {
     metrics: Arc<Metrics>,
     cache: Arc<LateCache>,
     booted_before: bool,
+    recovery_asked: mpsc::Receiver<RecoveryAsked>,
 }
 
 impl Start {
     /// Finds or founds the cluster, runs in it, and returns only when it does not go on.
-    async fn run(self, genesis: Genesis<IdentityFile>) -> Result<Ended> {
+    async fn run(mut self, genesis: Genesis<IdentityFile>) -> Result<Ended> {
         let Founded { cluster, founders, store: identity, published } = genesis.run().await?;
         self.peers.bind(cluster);
         let is_founder = founders.is_some();
@@ -368,7 +393,11 @@ impl Start {
         background.spawn(cluster::gate::keep(node.clone()));
         let seeds = self.peers.myself().seeds.clone();
         let max_voters = self.config.max_voters.into();
-        let keeping = keeper::Options { seeds: seeds.clone(), max_voters, silent: Duration::from_secs(60) };
+        let keeping = keeper::Options {
+            seeds: seeds.clone(),
+            max_voters,
+            silent: Duration::from_millis(self.config.retire_after_ms),
+        };
         background.spawn(Keeper::new(node.clone(), self.scale.clone(), keeping, asked).run());
         background.spawn(duties::run(node.clone()));
         background.spawn(duties::learn_addresses(self.host.clone(), node.clone()));
@@ -380,7 +409,10 @@ impl Start {
         tokio::select! {
             error = node.failed() => Ok(Ended::Failed(error)),
             () = cluster::until_given_up(identity.identity().clone(), peers, self.scale.clone(), node.clone()) => {
-                give_up(&node, identity).await
+                self.give_up(&node, identity).await
+            }
+            asked = to_be_recovered(&mut self.recovery_asked, &node) => {
+                Ok(recover(&node, identity, &self.snapshots, asked).await)
             }
             verdict = standing => self.act_on(verdict, &node, identity, published).await,
         }
@@ -410,6 +442,28 @@ impl Start {
 }
 
 impl Start {
+    /// Stops Raft and makes the directory a new member's, unless an entry came in the last moment.
+    async fn give_up(&self, node: &Node, identity: IdentityFile) -> Result<Ended> {
+        node.shutdown().await?;
+        if node.log().last().is_some_and(|last| last.index > 0) {
+            return Err(Error::Unavailable(
+                "an entry came while this founder was giving up: start it again".into(),
+            ));
+        }
+        self.format_anew(node, identity, "its cluster could never be").await
+    }
+
+    /// Stops Raft and makes the directory a new member's.
+    async fn format_anew(&self, node: &Node, mut identity: IdentityFile, why: &'static str) -> Result<Ended> {
+        node.shutdown().await?;
+        self.snapshots.close();
+        tokio::task::spawn_blocking(move || identity.reformat(uuid::Uuid::new_v4()))
+            .await
+            .map_err(storage)?
+            .map_err(storage)?;
+        Ok(Ended::StartOver { why })
+    }
+
     /// Does what a verdict about this node's standing asks for.
     async fn act_on(
         &self,
@@ -428,11 +482,11 @@ impl Start {
                     return Ok(Ended::Failed(node.failed().await));
                 }
                 tracing::warn!(%cluster, "this incarnation was retired from its cluster: coming back as a new one");
-                start_over(node, identity).await
+                self.format_anew(node, identity, "it was retired").await
             }
             Verdict::ClusterGone { instead } => {
                 tracing::warn!(%instead, "the cluster that this node was to join is gone, and it holds nothing of it");
-                start_over(node, identity).await
+                self.format_anew(node, identity, "the cluster that it was to join is gone").await
             }
             Verdict::Superseded { reason, by } => {
                 node.shutdown().await?;
@@ -445,27 +499,32 @@ impl Start {
     }
 }
 
-/// Stops Raft and makes the directory a new member's, unless an entry came in the last moment.
-async fn give_up(node: &Node, identity: IdentityFile) -> Result<Ended> {
-    node.shutdown().await?;
-    if node.log().last().is_some_and(|last| last.index > 0) {
-        return Err(Error::Unavailable(
-            "an entry came while this founder was giving up: start it again".into(),
-        ));
+/// Refuses what may not be done, and returns with the first recovery that may.
+async fn to_be_recovered(asked: &mut mpsc::Receiver<RecoveryAsked>, node: &Node) -> RecoveryAsked {
+    while let Some(asked) = asked.recv().await {
+        match cluster::recovery::check(node, &asked.cluster_id).await {
+            Ok(()) => return asked,
+            Err(error) => {
+                tracing::warn!(%error, "recovery refused");
+                // Whoever asked may have gone.
+                let _ = asked.answer.send(Err(error));
+            }
+        }
     }
-    format_anew(identity).await
+    std::future::pending().await
 }
 
-/// Stops Raft and makes the directory a new member's.
-async fn start_over(node: &Node, identity: IdentityFile) -> Result<Ended> {
-    node.shutdown().await?;
-    format_anew(identity).await
-}
-
-async fn format_anew(mut identity: IdentityFile) -> Result<Ended> {
-    tokio::task::spawn_blocking(move || identity.reformat(uuid::Uuid::new_v4()))
-        .await
-        .map_err(storage)?
-        .map_err(storage)?;
-    Ok(Ended::FormattedAnew)
+/// Makes this node a cluster of one. Whatever came of it, Raft does not run any more.
+async fn recover(node: &Node, identity: IdentityFile, snapshots: &Snapshots, asked: RecoveryAsked) -> Ended {
+    let outcome = cluster::recovery::go_on_alone(node, identity, snapshots).await;
+    let ended = match &outcome {
+        Ok(_) => Ended::StartOver { why: "it goes on as a new cluster of one" },
+        Err(error) => {
+            tracing::error!(%error, "the recovery failed");
+            Ended::StartOver { why: "its recovery failed; it goes on as what its data directory says" }
+        }
+    };
+    // Whoever asked may have gone.
+    let _ = asked.answer.send(outcome);
+    ended
 }

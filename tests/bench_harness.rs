@@ -370,6 +370,10 @@ impl Cluster for Fake {
     async fn leave(&self, _: Request<pb::LeaveRequest>) -> Result<Response<pb::LeaveResponse>, Status> {
         Err(Status::unimplemented("not used"))
     }
+
+    async fn recover(&self, _: Request<pb::RecoverRequest>) -> Result<Response<pb::RecoverResponse>, Status> {
+        Err(Status::unimplemented("not used"))
+    }
 }
 
 /// Serves it on a port of its own, and answers `host:port`.

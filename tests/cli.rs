@@ -649,3 +649,31 @@ async fn a_load_sets_again_what_is_unknown_or_was_refused_for_now() {
     assert_eq!(store.entries.len(), 55);
     assert!(store.entries.iter().all(|(key, (value, _))| key[1..] == value[1..]));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn recover_asks_for_a_confirmation_and_for_one_node() {
+    let bed = Bed::new(1).await;
+    let look = bed.run(&["recover"]);
+    let said = stderr(&look);
+    assert_eq!((exit(&look), look.stdout.as_slice()), (2, &b""[..]), "{said}");
+    let present = bed.json(&["status"])["cluster_id"].as_str().unwrap().to_owned();
+    assert!(said.contains("nothing was changed") && said.contains(&format!("--confirm {present}")), "{said}");
+    assert!(said.contains("keys at revision"), "{said}");
+
+    let wrong = bed.run(&["recover", "--confirm", "another"]);
+    assert_eq!(exit(&wrong), 1, "{}", stderr(&wrong));
+
+    let done = bed.run(&["recover", "--confirm", &present]);
+    assert_eq!((exit(&done), done.stdout), (0, format!("{}\n", "ab".repeat(16)).into_bytes()));
+    assert_eq!(
+        bed.json(&["recover", "--confirm", &present]),
+        json!({
+            "former_cluster_id": present, "cluster_id": "ab".repeat(16), "revision": 3, "keys": 2, "last_log_index": 12
+        })
+    );
+
+    let three = Bed::new(3).await;
+    let many = three.run(&["recover", "--confirm", &present]);
+    assert_eq!(exit(&many), 2);
+    assert!(stderr(&many).contains("--endpoints"), "{}", stderr(&many));
+}

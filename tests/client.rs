@@ -451,6 +451,22 @@ async fn members_and_the_transfer_of_leadership() {
 }
 
 #[tokio::test]
+async fn a_recovery_goes_to_one_node_and_no_other() {
+    let cluster = Cluster::start(3, 0).await;
+    let client = client(&cluster.endpoints());
+    let at = |index: usize| cluster.nodes[index].address.to_string().parse::<Endpoint>().unwrap();
+    let present = client.status(&at(1)).await.unwrap().header.cluster_id;
+    let recovered = client.recover(&at(1), &present).await.unwrap();
+    assert_eq!((recovered.cluster_id, recovered.keys), ("ab".repeat(16), 2));
+    assert_eq!(client.recover(&at(1), "other").await.unwrap_err().code(), Code::InvalidArgument);
+    // A node that is gone is not replaced by another one.
+    cluster.nodes[1].kill().await;
+    // The connection of before broke: nobody knows how far the request got.
+    assert!(matches!(client.recover(&at(1), &present).await, Err(ClientError::OutcomeUnknown(_))));
+    assert!(matches!(client.recover(&at(1), &present).await, Err(ClientError::Unreachable(_))));
+}
+
+#[tokio::test]
 async fn many_calls_at_once_share_the_connections() {
     let cluster = Cluster::start(3, 1).await;
     let client = with(&cluster.endpoints(), Options { connections: 3, ..Options::default() });

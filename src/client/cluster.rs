@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use futures::future::join_all;
 use tokio::time::{Instant, timeout_at};
-use tonic::{Request, transport::Channel};
+use tonic::{Request, Response, Status, transport::Channel};
 
 use super::{
     Client, ClientError, Endpoint, Header, NodeName,
@@ -122,6 +122,19 @@ pub struct Members {
     pub members: Vec<Member>,
 }
 
+/// What a cluster of one began with, after a recovery.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovered {
+    /// The new cluster's id.
+    pub cluster_id: String,
+    /// Its revision: that of the old one.
+    pub revision: u64,
+    /// Its keys: those that the node held.
+    pub keys: u64,
+    /// The log index it begins with.
+    pub last_log_index: u64,
+}
+
 /// What came of asking one endpoint how it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointStatus {
@@ -145,34 +158,78 @@ impl Client {
     /// # Errors
     /// If it cannot be reached or does not answer in time.
     pub async fn status(&self, endpoint: &Endpoint) -> Result<NodeStatus, ClientError> {
+        let send = |channel, request| async move { stub(channel).status(request).await };
+        Ok(self.ask_one(endpoint, Kind::Read, pb::StatusRequest {}, send).await?.into())
+    }
+
+    /// Makes the node behind one endpoint, and no other, a new cluster of one with all that it holds. `cluster_id` is that of its present
+    /// cluster, as a confirmation. The node starts over right afterwards.
+    ///
+    /// # Errors
+    /// If the node refuses, or cannot be reached. With an unknown outcome, ask its [`Client::status`]: the header has the
+    /// cluster's id.
+    pub async fn recover(&self, endpoint: &Endpoint, cluster_id: &str) -> Result<Recovered, ClientError> {
+        let request = pb::RecoverRequest { cluster_id: cluster_id.to_owned() };
+        let send = |channel, request| async move { stub(channel).recover(request).await };
+        let answer = self.ask_one(endpoint, Kind::Write, request, send).await?;
+        Ok(Recovered {
+            cluster_id: answer.cluster_id,
+            revision: answer.revision,
+            keys: answer.keys,
+            last_log_index: answer.last_log_index,
+        })
+    }
+
+    /// One request to one endpoint. What only reads is sent once more if the connection breaks: one from before may have gone
+    /// stale, and the second one is new.
+    async fn ask_one<Q, A, F>(
+        &self,
+        endpoint: &Endpoint,
+        kind: Kind,
+        message: Q,
+        send: impl Fn(Channel, Request<Q>) -> F,
+    ) -> Result<A, ClientError>
+    where
+        Q: Clone,
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
         let known = self.pool.order(Prefer::First).into_iter().find(|remote| remote.endpoint == *endpoint);
         let remote = known.unwrap_or_else(|| Arc::new(Remote::new(endpoint.clone(), false, 1)));
         let deadline = Instant::now() + self.timeout;
-        let late =
-            || ClientError::DeadlineExceeded(format!("{endpoint} did not answer within {:?}", self.timeout));
-        // A connection from before may have gone stale; the second one is new.
+        let sentence = || format!("{endpoint} did not answer within {:?}", self.timeout);
+        let unreached = || ClientError::DeadlineExceeded(sentence());
+        let late = || match kind {
+            Kind::Read => unreached(),
+            Kind::Write => ClientError::OutcomeUnknown(sentence()),
+        };
         let mut again = true;
         loop {
-            let leased = timeout_at(deadline, self.pool.lease(&remote)).await.map_err(|_| late())?;
+            let leased = timeout_at(deadline, self.pool.lease(&remote)).await.map_err(|_| unreached())?;
             let lease = leased.map_err(|failure| match failure {
                 ConnectFailure::Unreachable(why) => ClientError::Unreachable(why),
                 ConnectFailure::Wrong(error) => error,
             })?;
-            let mut request = Request::new(pb::StatusRequest {});
+            let mut request = Request::new(message.clone());
             request.set_timeout(deadline.saturating_duration_since(Instant::now()));
-            let answer = timeout_at(deadline, stub(lease.channel.clone()).status(request)).await;
+            let answer = timeout_at(deadline, send(lease.channel.clone(), request)).await;
             let failure = match answer.map_err(|_| late())? {
-                Ok(answer) => return Ok(answer.into_inner().into()),
+                Ok(answer) => return Ok(answer.into_inner()),
                 Err(status) => classify(&status),
             };
-            let error = match failure {
+            let (error, surely_not_done) = match failure {
                 Failure::Answered(refusal) => return Err(ClientError::Refused(Box::new(refusal))),
                 Failure::TimedOut => return Err(late()),
-                Failure::NotSent(why) => ClientError::Unreachable(format!("{endpoint}: {why}")),
-                Failure::Broken(why) => ClientError::Broken(format!("{endpoint}: {why}")),
+                Failure::NotSent(why) => (ClientError::Unreachable(format!("{endpoint}: {why}")), true),
+                Failure::Broken(why) if kind == Kind::Write => (
+                    ClientError::OutcomeUnknown(format!(
+                        "the connection to {endpoint} broke after the request was sent ({why})"
+                    )),
+                    false,
+                ),
+                Failure::Broken(why) => (ClientError::Broken(format!("{endpoint}: {why}")), true),
             };
             lease.discard();
-            if !again {
+            if !again || !surely_not_done {
                 return Err(error);
             }
             again = false;

@@ -46,7 +46,7 @@ mod types;
 
 use std::{sync::Arc, time::Duration};
 
-pub use cluster::{EndpointStatus, Member, Members, NodeStatus, Role};
+pub use cluster::{EndpointStatus, Member, Members, NodeStatus, Recovered, Role};
 pub use endpoint::Endpoint;
 pub use error::{Applied, ClientError, LeaderHint, Refusal};
 pub use scan::Scan;

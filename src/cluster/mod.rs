@@ -8,6 +8,7 @@
 //! - [`slot`]: the names of places, and which of them are seeds; [`discovery`]: where they are; [`scale_file`]: a file that says how many.
 //! - [`genesis`]: the decision of a node without a cluster, pure. The heart; start there.
 //! - [`run`]: the loop around it that asks, saves and publishes; `founding` puts the real file, network and claim behind it.
+//! - [`recovery`]: a survivor of a lost majority goes on alone, when it is told to.
 //! - [`gate`]: the leader opens the cluster once every founder has acknowledged an entry.
 //! - [`plan`]: which change of the membership comes next, pure; [`keeper`]: the leader's loop around it.
 //! - [`standing`]: what the others say of a node that is bound: retired, a copy, or fine.
@@ -22,6 +23,7 @@ pub mod gate;
 pub mod genesis;
 pub mod keeper;
 pub mod plan;
+pub mod recovery;
 pub mod run;
 mod scale;
 pub mod scale_file;

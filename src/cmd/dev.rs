@@ -114,7 +114,9 @@ async fn any_ends(servers: &[Server]) -> Error {
     let ends = servers.iter().map(|server| Box::pin(server.ended()));
     match futures::future::select_all(ends).await.0 {
         Ended::Failed(error) => error,
-        Ended::FormattedAnew => Error::Unavailable("a node was formatted anew; start again".into()),
+        Ended::StartOver { why } => {
+            Error::Unavailable(format!("a node has to start over: {why}; start again"))
+        }
     }
 }
 

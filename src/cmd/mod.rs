@@ -26,6 +26,7 @@ mod node;
 mod output;
 mod own;
 mod prestop;
+mod recover;
 pub mod serve;
 mod status;
 
@@ -44,6 +45,7 @@ pub use load::LoadArgs;
 pub use member::{MemberArgs, MemberVerb};
 pub use output::{Output, Printer};
 pub use prestop::PrestopArgs;
+pub use recover::RecoverArgs;
 pub use status::TransferLeaderArgs;
 
 use crate::client::{Client, ClientError, Endpoint, Options};
@@ -143,6 +145,8 @@ pub enum Command {
     Prestop(Box<PrestopArgs>),
     /// Make a data directory that belongs to the node's user; for an init container.
     InitDir(InitDirArgs),
+    /// Make a survivor of a lost majority a new cluster of one.
+    Recover(RecoverArgs),
     /// Drive a cluster with a known load and report throughput and latencies.
     Bench(Box<bench::Args>),
 }
@@ -184,6 +188,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Healthcheck(args) => healthcheck::run(printer, global.timeout, args).await,
         Command::Prestop(args) => prestop::run(printer, global.timeout, *args).await,
         Command::InitDir(args) => init_dir::run(printer, &args),
+        Command::Recover(args) => recover::run(&global, printer, args).await,
         Command::Bench(args) => {
             let endpoints = global.endpoints.0.iter().map(ToString::to_string).collect();
             Ok(bench::run(&args, endpoints, global.timeout, global.output == Output::Json).await?)

@@ -33,7 +33,8 @@ impl StopSignal {
 /// Binds the configured addresses and starts a node on this machine.
 pub(super) async fn start(config: ServeConfig) -> Result<Server> {
     let listeners = Listeners::bind(&config).await?;
-    Server::start(config, listeners, Surroundings::system()).await
+    let surroundings = Surroundings::system(&config).await;
+    Server::start(config, listeners, surroundings).await
 }
 
 /// Runs one node until a signal or until it cannot go on.
@@ -45,8 +46,7 @@ pub(super) async fn run(config: ServeConfig) -> Result<()> {
             () = stop.received() => return server.shutdown(true).await,
             ended = server.ended() => match ended {
                 Ended::Failed(error) => return Err(error),
-                // Genesis' last step: this founder's cluster can never be, and it held nothing of it.
-                Ended::FormattedAnew => tracing::warn!("formatted anew: starting over"),
+                Ended::StartOver { why } => tracing::warn!(why, "starting over"),
             },
         }
         server.shutdown(false).await?;

@@ -101,6 +101,9 @@ pub struct ServeArgs {
     /// The longest one, in milliseconds [default: 1000].
     #[arg(long, env = "LARDER_ELECTION_TIMEOUT_MAX_MS", value_name = "MS")]
     pub election_timeout_max_ms: Option<u64>,
+    /// Retire a member that was scaled away, and left no word, after so many milliseconds of silence [default: 60000].
+    #[arg(long, env = "LARDER_RETIRE_AFTER_MS", value_name = "MS")]
+    pub retire_after_ms: Option<u64>,
 }
 
 impl ServeArgs {
@@ -132,6 +135,7 @@ impl ServeArgs {
             heartbeat_ms: self.heartbeat_ms,
             election_timeout_min_ms: self.election_timeout_min_ms,
             election_timeout_max_ms: self.election_timeout_max_ms,
+            retire_after_ms: self.retire_after_ms,
         })
     }
 }

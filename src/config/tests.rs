@@ -93,7 +93,7 @@ fn every_key_of_a_file_is_a_field() {
                data_dir='d'\nephemeral=true\non_majority_lost='recover'\nclient_addr='127.0.0.1:1'\npeer_addr='127.0.0.1:2'\n\
                http_addr='127.0.0.1:3'\nadvertise_client='h:1'\nlog_level='warn'\nlog_format='json'\n\
                memory_limit='1Gi'\nsnapshot_log_bytes='8Mi'\nheartbeat_ms=10\nelection_timeout_min_ms=100\n\
-               election_timeout_max_ms=200\n";
+               election_timeout_max_ms=200\nretire_after_ms=5\n";
     assert_eq!(all.lines().count(), RawConfig::KEYS.len());
     for (line, key) in all.lines().zip(RawConfig::KEYS) {
         assert!(line.starts_with(&format!("{key}=")), "{line}");
@@ -101,7 +101,7 @@ fn every_key_of_a_file_is_a_field() {
     let raw = RawConfig::from_toml(all, "f").unwrap();
     // The one or the other.
     let config = config(RawConfig { peer_template: None, ..raw });
-    assert_eq!((config.max_voters, config.ephemeral), (3, true));
+    assert_eq!((config.max_voters, config.ephemeral, config.retire_after_ms), (3, true, 5));
     assert_eq!(config.on_majority_lost, OnMajorityLost::Recover);
     assert_eq!((config.statefulset.unwrap().name.as_str(), config.scale_file), ("l", Some("s".into())));
     assert_eq!((config.log_format, config.http_addr.port()), (LogFormat::Json, 3));

@@ -79,12 +79,14 @@ pub enum RequestMethod {
     PromoteMember,
     /// Cluster.Leave
     Leave,
+    /// Cluster.Recover
+    Recover,
     /// A path that is no method.
     Unknown,
 }
 
 impl RequestMethod {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Get,
         Self::Set,
         Self::Delete,
@@ -97,6 +99,7 @@ impl RequestMethod {
         Self::RetireMember,
         Self::PromoteMember,
         Self::Leave,
+        Self::Recover,
         Self::Unknown,
     ];
 
@@ -115,6 +118,7 @@ impl RequestMethod {
             Self::RetireMember => "RetireMember",
             Self::PromoteMember => "PromoteMember",
             Self::Leave => "Leave",
+            Self::Recover => "Recover",
             Self::Unknown => "unknown",
         }
     }

@@ -14,6 +14,7 @@
 //! | `network`, `peer_service` | the sending and the receiving half of the peer protocol |
 //! | `node`, `report` | the running whole, and its condition in our words |
 //! | `wish` | changes of the membership: asked for, seen, carried out |
+//! | `recover` | what a survivor of a lost majority holds, for a cluster of one |
 //! | `to_leader`, `hand_over` | what others ask of the leader; leadership handed over |
 //!
 //! Invariants: what is acknowledged is on disk at a majority (the store calls back after its sync, openraft commits on
@@ -32,6 +33,7 @@ mod peer_service;
 mod peers;
 mod proposer;
 mod reader;
+mod recover;
 mod report;
 mod state_machine;
 mod to_leader;
@@ -44,6 +46,7 @@ pub use peer_service::{Host, MAX_FORWARDED, PeerService, service};
 pub use peers::{Directory, FEATURE_LEVEL, GROUP, Myself, Peers};
 pub use proposer::Place;
 pub use reader::{ReadIndex, Round};
+pub use recover::Recovered;
 pub use report::{Member, NodeMetrics, Role};
 pub use state_machine::{SharedState, SnapshotEvent};
 pub use types::{Outcomes, PeerNode, Proposal, TypeConfig};

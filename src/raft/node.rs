@@ -9,7 +9,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -18,7 +18,7 @@ use std::{
 use bytes::Bytes;
 use openraft::{
     Config, ServerState, SnapshotPolicy,
-    async_runtime::WatchReceiver,
+    async_runtime::{Instant as _, WatchReceiver},
     errors::{InitializeError, RaftError},
     metrics::RaftMetrics,
 };
@@ -86,6 +86,8 @@ pub struct Node {
     /// Rounds on this node only: what peers ask for.
     local_rounds: ReadIndex,
     quiet_until: Instant,
+    /// When a leader was last heard from.
+    leader_heard: Mutex<Option<Instant>>,
     stopping: AtomicBool,
     leaving: AtomicBool,
     standing: Notify,
@@ -161,6 +163,7 @@ impl Node {
             wishes: hooks.wishes,
             local_rounds,
             quiet_until: Instant::now() + Duration::from_millis(quiet),
+            leader_heard: Mutex::new(None),
             stopping: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             standing: Notify::new(),
@@ -265,6 +268,33 @@ impl Node {
         Some(NodeRef { id, slot: node.slot.clone() })
     }
 
+    /// A leader sent something just now.
+    pub(super) fn hear_leader(&self) {
+        *self.leader_heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// The leader, if there is a sign of life of it, or on the leader itself of a majority, within two of the longest election
+    /// timeouts. [`Self::leader`] goes on naming one that is gone, until there is another.
+    pub fn live_leader(&self) -> Option<NodeRef> {
+        let leader = self.leader()?;
+        let recently = 2 * Duration::from_millis(self.options.election_timeout_max_ms);
+        let heard = *self.leader_heard.lock().unwrap_or_else(PoisonError::into_inner);
+        // Also on a new leader, whom nobody has answered yet: it heard the one before.
+        if heard.is_some_and(|at| at.elapsed() <= recently) {
+            return Some(leader);
+        }
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let acks = metrics.heartbeat.as_ref()?;
+        let me = self.peers.myself().raft_id;
+        let answers = |id: &u64| {
+            *id == me || acks.get(id).cloned().flatten().is_some_and(|at| at.elapsed() <= recently)
+        };
+        let majority =
+            |config: &BTreeSet<u64>| 2 * config.iter().filter(|id| answers(id)).count() > config.len();
+        metrics.membership_config.membership().get_joint_config().iter().all(majority).then_some(leader)
+    }
+
     /// Proposes an encoded command here. The errors say whether it may have been applied.
     ///
     /// # Errors
@@ -318,15 +348,24 @@ impl Node {
     /// # Errors
     /// If the last sync fails.
     pub async fn shutdown(&self) -> Result<()> {
-        self.stopping.store(true, Ordering::Release);
-        if timeout(Duration::from_secs(10), self.raft.shutdown()).await.is_err() {
-            tracing::warn!("openraft did not stop in time");
+        if let Err(error) = self.stop_raft().await {
+            tracing::warn!("{error}");
         }
         let log = self.log.clone();
         tokio::task::spawn_blocking(move || log.close())
             .await
             .map_err(|e| Error::Storage(e.to_string()))?
             .map_err(|e| Error::Storage(format!("the last sync failed: {e}")))
+    }
+
+    /// Stops openraft; the log stays open.
+    pub(super) async fn stop_raft(&self) -> Result<()> {
+        self.stopping.store(true, Ordering::Release);
+        match timeout(Duration::from_secs(10), self.raft.shutdown()).await {
+            // Of an openraft that failed nothing is left to stop.
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::Storage("openraft did not stop in time".into())),
+        }
     }
 
     /// Returns when openraft has stopped by itself: a disk that failed, or a broken invariant.

@@ -412,7 +412,9 @@ async fn append(
     // A frame that cannot be read ends the stream: the sender starts over from what was acknowledged. So does one with entries while there is no
     // room for them: this follower lags, and goes on hearing heartbeats, instead of meeting a full disk, which would stop it.
     let log = node.log().clone();
+    let hearing = node.clone();
     let requests = frames.scan((), move |(), frame| {
+        hearing.hear_leader();
         let full = !log.free_space_ok();
         ready_or_end(frame.map(convert::append_from_pb), full)
     });

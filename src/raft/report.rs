@@ -2,8 +2,8 @@
 
 use openraft::ServerState;
 
-use super::{handshake::slot_order, node::Node};
-use crate::error::NodeRef;
+use super::{convert, handshake::slot_order, node::Node};
+use crate::{error::NodeRef, state};
 
 /// What a node does.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -77,6 +77,11 @@ impl Node {
             first_log_index: metrics.purged.as_ref().map_or(0, |id| id.index + 1),
             snapshot_index: index(&metrics.snapshot),
         }
+    }
+
+    /// The membership that counts for elections: the last one in the log, also if it is not known to be committed.
+    pub fn membership(&self) -> state::Membership {
+        convert::membership_to_state(self.metrics().membership_config.membership())
     }
 
     /// The members by slot.

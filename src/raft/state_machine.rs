@@ -23,7 +23,7 @@ use super::{
     types::{Entry, LogId, Outcomes, SnapshotMeta, StoredMembership, TypeConfig},
 };
 use crate::{
-    state::{self, Frozen, Machine, SnapshotDecoder},
+    state::{self, Applied, Command, Frozen, LogPosition, Machine, SnapshotDecoder, Stamp},
     store::{self, SnapshotFile, Snapshots},
 };
 
@@ -120,24 +120,51 @@ impl StateMachine {
     }
 
     fn apply_one(&self, entry: Entry) -> io::Result<Outcomes> {
-        let at = convert::state_position(&entry.log_id);
-        let outcomes = match entry.payload {
-            openraft::EntryPayload::Blank => {
-                self.shared.write().apply_blank(at);
-                Vec::new()
-            }
+        let log_id = entry.log_id;
+        // Decoded before the lock is taken.
+        let change = Change::decode(entry)?;
+        let outcomes = change.apply(&mut self.shared.write());
+        self.shared.publish(&log_id);
+        Ok(Outcomes(outcomes))
+    }
+}
+
+/// An entry, decoded: what it does to the machine.
+pub(super) struct Change {
+    at: LogPosition,
+    kind: ChangeKind,
+}
+
+enum ChangeKind {
+    Blank,
+    Commands(Stamp, Vec<Command>),
+    Membership(state::Membership),
+}
+
+impl Change {
+    /// # Errors
+    /// If the entry cannot be read by this release.
+    pub(super) fn decode(entry: Entry) -> io::Result<Self> {
+        let kind = match entry.payload {
+            openraft::EntryPayload::Blank => ChangeKind::Blank,
             openraft::EntryPayload::Normal(proposal) => {
-                // Decoded before the lock is taken.
                 let (stamp, commands) = state::codec::decode_entry(proposal.0).map_err(failed)?;
-                self.shared.write().apply(at, &stamp, commands)
+                ChangeKind::Commands(stamp, commands)
             }
             openraft::EntryPayload::Membership(membership) => {
-                self.shared.write().apply_membership(at, convert::membership_to_state(&membership));
-                Vec::new()
+                ChangeKind::Membership(convert::membership_to_state(&membership))
             }
         };
-        self.shared.publish(&entry.log_id);
-        Ok(Outcomes(outcomes))
+        Ok(Self { at: convert::state_position(&entry.log_id), kind })
+    }
+
+    pub(super) fn apply(self, machine: &mut Machine) -> Vec<Applied> {
+        match self.kind {
+            ChangeKind::Blank => machine.apply_blank(self.at),
+            ChangeKind::Commands(stamp, commands) => return machine.apply(self.at, &stamp, commands),
+            ChangeKind::Membership(membership) => machine.apply_membership(self.at, membership),
+        }
+        Vec::new()
     }
 }
 
@@ -277,11 +304,20 @@ fn write_snapshot(dir: &SnapshotDir, frozen: &Frozen) -> Result<(SnapshotMeta, S
     };
     let (membership_at, membership) = membership_of(&meta);
     let head = dir.head(meta.last_log_id.as_ref().map(convert::position), membership_at, membership)?;
-    let mut writer = dir.snapshots.begin(head).map_err(failed)?;
+    Ok((meta, write_sections(&dir.snapshots, head, frozen)?))
+}
+
+/// Writes a frozen state under a head that fits it.
+pub(super) fn write_sections(
+    snapshots: &Snapshots,
+    head: store::SnapshotMeta,
+    frozen: &Frozen,
+) -> io::Result<SnapshotFile> {
+    let mut writer = snapshots.begin(head).map_err(failed)?;
     for section in frozen.sections() {
         writer.write_section(&section).map_err(failed)?;
     }
-    Ok((meta, writer.finish().map_err(failed)?))
+    writer.finish().map_err(failed)
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {

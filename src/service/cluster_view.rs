@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use super::Ctx;
 use crate::error::{NodeRef, Result};
-pub use crate::raft::Role;
+pub use crate::raft::{Recovered, Role};
 
 /// A node's condition. Indexes are of the Raft log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,4 +117,12 @@ pub trait ClusterView: Send + Sync + 'static {
     /// # Errors
     /// `Unavailable` if it is not done in time, with the last reason why not.
     async fn leave(&self, ctx: Ctx) -> Result<()>;
+
+    /// Makes this node, a survivor of a majority that is lost for good, a new cluster of one with all that it holds. `cluster_id` is that
+    /// of the present cluster, as a confirmation. Returns once it is on disk; the node starts over right afterwards.
+    ///
+    /// # Errors
+    /// `Invalid` if another cluster was meant, there is a leader, a majority still answers, or this node is a learner;
+    /// `Unavailable` before genesis; `Storage` if it could not be done, and then the node starts over as what it was.
+    async fn recover(&self, cluster_id: &str) -> Result<Recovered>;
 }

@@ -18,9 +18,9 @@ use crate::{
     state::{Answer, Applied, Command, Query},
 };
 
-pub use cluster_view::{Check, ClusterView, Member, Role, Status};
+pub use cluster_view::{Check, ClusterView, Member, Recovered, Role, Status};
 pub use late::LateCache;
-pub use node_view::NodeView;
+pub use node_view::{NodeView, RecoveryAsked};
 pub use replicated::ReplicatedCache;
 
 /// How fresh a read must be.

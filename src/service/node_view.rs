@@ -6,13 +6,25 @@ use std::sync::{
 };
 
 use async_trait::async_trait;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
 
-use super::{Check, ClusterView, Ctx, Member, Status};
+use super::{Check, ClusterView, Ctx, Member, Recovered, Status};
 use crate::{
     error::{Error, NodeRef, Result},
     raft::{FEATURE_LEVEL, Host, MemberWish, Node, NodeMetrics, Peers, handshake},
 };
+
+/// Somebody asked for a recovery. Whoever holds the node's identity does it, and answers.
+#[derive(Debug)]
+pub struct RecoveryAsked {
+    /// The cluster that is meant.
+    pub cluster_id: String,
+    /// Where the outcome goes.
+    pub answer: oneshot::Sender<Result<Recovered>>,
+}
 
 /// What a node tells of itself.
 pub struct NodeView {
@@ -22,24 +34,28 @@ pub struct NodeView {
     waiting_for: watch::Receiver<Option<String>>,
     /// Why there is no leader, when there is none.
     leaderless: watch::Receiver<String>,
+    recoveries: mpsc::Sender<RecoveryAsked>,
     /// Once caught up, a node stays so: readiness must not flap with load.
     caught_up: AtomicBool,
     stopping: AtomicBool,
 }
 
 impl NodeView {
-    /// A view through the peer service's host, which knows the node once it runs.
+    /// A view through the peer service's host, which knows the node once it runs. What is asked of the whole node goes to
+    /// `recoveries`.
     pub fn new(
         host: Arc<Host>,
         peers: Arc<Peers>,
         waiting_for: watch::Receiver<Option<String>>,
         leaderless: watch::Receiver<String>,
+        recoveries: mpsc::Sender<RecoveryAsked>,
     ) -> Arc<Self> {
         Arc::new(Self {
             host,
             peers,
             waiting_for,
             leaderless,
+            recoveries,
             caught_up: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         })
@@ -63,8 +79,8 @@ impl NodeView {
         let stopping = self.stopping.load(Ordering::Acquire);
         let running = stopping.then(|| "the node is shutting down".to_string());
         let member = node.is_none().then(|| self.waits_for());
-        let leader = match metrics {
-            Some(m) if m.leader.is_some() => None,
+        let leader = match node {
+            Some(node) if node.live_leader().is_some() => None,
             Some(_) => Some(self.leaderless.borrow().clone()),
             None => Some("not in a cluster yet".to_string()),
         };
@@ -186,6 +202,18 @@ impl ClusterView for NodeView {
 
     async fn leave(&self, ctx: Ctx) -> Result<()> {
         self.running()?.leave(Instant::now() + ctx.timeout).await
+    }
+
+    async fn recover(&self, cluster_id: &str) -> Result<Recovered> {
+        if self.host.node().is_none() {
+            return Err(Error::Unavailable(self.waits_for()));
+        }
+        let (answer, outcome) = oneshot::channel();
+        let asked = RecoveryAsked { cluster_id: cluster_id.to_owned(), answer };
+        self.recoveries.try_send(asked).map_err(|_| {
+            Error::Unavailable("a recovery is under way already, or the node is stopping".into())
+        })?;
+        outcome.await.unwrap_or(Err(Error::Shutdown))
     }
 }
 

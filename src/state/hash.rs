@@ -15,6 +15,8 @@ pub(super) enum EntryKind {
     Blank = 0,
     Commands = 1,
     Membership = 2,
+    /// No entry, but in the place of one: a cluster of one goes on with the state.
+    Recovered = 3,
 }
 
 const SET: u8 = 1;

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Answer, Applied, BootRecord, Command, Found, Frozen, LogPosition, Membership, Query, Stamp, View,
+    Answer, Applied, BootRecord, Command, Found, Frozen, LogPosition, MemberNode, Membership, Query, Stamp,
+    View,
     codec::encode_membership,
     hash::{EntryHash, EntryKind},
     keyspace::Keyspace,
@@ -103,7 +104,26 @@ impl Machine {
     /// If `at` is not the next entry, or the membership has a retired id: whoever changes the membership looks at
     /// [`Machine::retired`] before.
     pub fn apply_membership(&mut self, at: LogPosition, membership: Membership) {
-        let mut hash = self.enter(at, EntryKind::Membership);
+        self.change_membership(at, membership, EntryKind::Membership);
+    }
+
+    /// The state that a cluster of one begins with, after the majority of the present one was lost for good: all that this
+    /// one held, one step on and one term later, so that no position means two states. Its only voter is a new
+    /// incarnation in `slot`; everybody who was a member is retired, also who held this state.
+    ///
+    /// # Panics
+    /// If nothing was applied, or the new Raft id was a member's once: it must be random.
+    pub fn recovered(mut self, slot: &str, raft_id: u64, incarnation: [u8; 16]) -> Self {
+        let last = self.last_applied.expect("a member of a cluster has applied its first membership");
+        let at = LogPosition { term: last.term + 1, index: last.index + 1 };
+        let node = MemberNode { slot: slot.to_owned(), peer_address: String::new(), incarnation };
+        let alone = Membership { configs: vec![vec![raft_id]], nodes: [(raft_id, node)].into() };
+        self.change_membership(at, alone, EntryKind::Recovered);
+        self
+    }
+
+    fn change_membership(&mut self, at: LogPosition, membership: Membership, kind: EntryKind) {
+        let mut hash = self.enter(at, kind);
         hash.bytes(&encode_membership(&membership));
         let membership = membership.normalized();
         let before = std::mem::replace(&mut self.membership, membership);

@@ -41,6 +41,10 @@ pub(crate) fn log(dir: &Path) -> PathBuf {
 pub(crate) fn snapshots(dir: &Path) -> PathBuf {
     dir.join("snapshots")
 }
+/// Where a state is prepared that the directory is to adopt: a directory of its own, with `snapshots` in it.
+pub(crate) fn recovered(dir: &Path) -> PathBuf {
+    dir.join("recovered")
+}
 pub(crate) fn reserve(dir: &Path) -> PathBuf {
     dir.join("reserve")
 }
@@ -113,7 +117,7 @@ impl Format {
 
 /// The first thing found of a log or of snapshots, which a directory without an identity must not have.
 pub(crate) fn leftover(dir: &Path) -> Result<Option<PathBuf>, StoreError> {
-    for path in [vote(dir), mark(dir), log(dir)] {
+    for path in [vote(dir), mark(dir), log(dir), recovered(dir)] {
         if path.exists() {
             return Ok(Some(path));
         }
@@ -128,7 +132,7 @@ pub(crate) fn leftover(dir: &Path) -> Result<Option<PathBuf>, StoreError> {
 
 /// Removes vote, mark, log and snapshots. For a new incarnation only.
 pub(crate) fn erase(dir: &Path) -> Result<(), StoreError> {
-    for path in [log(dir), snapshots(dir), mark(dir), vote(dir)] {
+    for path in [log(dir), snapshots(dir), recovered(dir), mark(dir), vote(dir)] {
         files::remove(&path)?;
     }
     files::sync_dir(dir)

@@ -11,6 +11,7 @@
 //!   mark        up to where the log must be whole, in two slots   log        overwritten in place, synced
 //!   log/        the entries, a sled database                      log
 //!   snapshots/  the newest snapshot                               snapshot   replaced by rename
+//!   recovered/  for a moment: a state to go over to               adopt      snapshots in it, moved by rename
 //!   reserve     space to give back when the disk is full          disk
 //! ```
 //!
@@ -30,6 +31,7 @@
 //!
 //! What an entry or a snapshot section means (`state`), and how the consensus library asks for them (`raft`).
 
+mod adopt;
 pub mod disk;
 pub mod error;
 mod files;

@@ -101,7 +101,13 @@ pub struct Snapshots {
     /// Numbers temporary files.
     counter: Arc<AtomicU64>,
     /// Held while files are renamed, removed, or found by name: what was found must be there when it is opened.
-    names: Arc<Mutex<()>>,
+    names: Arc<Mutex<Names>>,
+}
+
+/// Whether there may be new ones.
+#[derive(Debug, Default)]
+struct Names {
+    closed: bool,
 }
 
 const SUFFIX: &str = ".snap";
@@ -124,6 +130,18 @@ impl Snapshots {
         Ok(Self { dir, incarnation, group, counter: Arc::default(), names: Arc::default() })
     }
 
+    /// The newest snapshot of whatever group below a directory, as [`Snapshots::newest`].
+    pub(super) fn find(dir: &Path, incarnation: Uuid) -> Result<Option<SnapshotFile>, StoreError> {
+        let snapshots = layout::snapshots(dir);
+        if !snapshots.exists() {
+            return Ok(None);
+        }
+        let Some(path) = list(&snapshots, "")?.pop() else { return Ok(None) };
+        let file = SnapshotFile::open(&path)?;
+        check_incarnation(&path, file.meta(), incarnation)?;
+        Ok(Some(file))
+    }
+
     /// Begins a snapshot. It is nothing until it is finished.
     ///
     /// # Errors
@@ -138,10 +156,7 @@ impl Snapshots {
     }
 
     fn check(&self, path: &Path, meta: &SnapshotMeta) -> Result<(), StoreError> {
-        if meta.incarnation != self.incarnation {
-            let (found, expected) = (meta.incarnation, self.incarnation);
-            return Err(StoreError::OtherIncarnation { path: path.to_owned(), found, expected });
-        }
+        check_incarnation(path, meta, self.incarnation)?;
         if meta.group != self.group {
             let why = format!("it is of group {}, not {}", meta.group, self.group);
             return Err(StoreError::damaged(path, why));
@@ -163,25 +178,19 @@ impl Snapshots {
         Ok(Some(file))
     }
 
-    fn lock_names(&self) -> MutexGuard<'_, ()> {
+    /// No snapshot is finished any more: the directory is about to be another member's. One that is being written, or comes
+    /// from a peer at this moment, must not turn up in it.
+    pub fn close(&self) {
+        self.lock_names().closed = true;
+    }
+
+    fn lock_names(&self) -> MutexGuard<'_, Names> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The files of this group, the oldest first.
     fn list(&self) -> Result<Vec<PathBuf>, StoreError> {
-        let prefix = format!("{:08x}-", self.group);
-        let mut paths = Vec::new();
-        for entry in fs::read_dir(&self.dir).map_err(StoreError::io("list", &self.dir))? {
-            let entry = entry.map_err(StoreError::io("list", &self.dir))?;
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if name.starts_with(&prefix) && name.ends_with(SUFFIX) {
-                paths.push(entry.path());
-            }
-        }
-        // Names sort like positions.
-        paths.sort();
-        Ok(paths)
+        list(&self.dir, &format!("{:08x}-", self.group))
     }
 
     /// Removes everything older than the newest.
@@ -195,4 +204,27 @@ impl Snapshots {
             _ => Ok(()),
         })
     }
+}
+
+/// The snapshots whose names begin so, the oldest first.
+fn list(dir: &Path, prefix: &str) -> Result<Vec<PathBuf>, StoreError> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
+        let entry = entry.map_err(StoreError::io("list", dir))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(prefix) && name.ends_with(SUFFIX) {
+            paths.push(entry.path());
+        }
+    }
+    // Names sort like positions.
+    paths.sort();
+    Ok(paths)
+}
+
+fn check_incarnation(path: &Path, meta: &SnapshotMeta, expected: Uuid) -> Result<(), StoreError> {
+    if meta.incarnation == expected {
+        return Ok(());
+    }
+    Err(StoreError::OtherIncarnation { path: path.to_owned(), found: meta.incarnation, expected })
 }

@@ -256,6 +256,15 @@ async fn the_cluster_service_shows_what_the_node_knows() {
     assert_eq!(moved.leader, Some(pb::Node { id: 3, slot: "2".into() }));
     let status = client.transfer_leader(slot("9")).await.unwrap_err();
     assert_eq!(verdict(&status), (Code::InvalidArgument, "INVALID".into(), "NO".into()));
+    let confirm = |id: &str| pb::RecoverRequest { cluster_id: id.into() };
+    let recovered = client.recover(confirm(CLUSTER_ID)).await.unwrap().into_inner();
+    assert_eq!(
+        (recovered.cluster_id, recovered.header.unwrap().cluster_id),
+        ("ab".repeat(16), CLUSTER_ID.into())
+    );
+    assert_eq!((recovered.revision, recovered.keys, recovered.last_log_index), (3, 2, 12));
+    let status = client.recover(confirm("")).await.unwrap_err();
+    assert_eq!(verdict(&status), (Code::InvalidArgument, "INVALID".into(), "NO".into()));
     server.stop().await;
 }
 

@@ -16,8 +16,9 @@ use larder::{
     error::{Error, NodeRef, Result},
     observe::Metrics,
     proto::v1::{cache_client::CacheClient, cluster_client::ClusterClient},
-    service::{Cache, Check, ClusterView, Consistency, Ctx, Member, Role, Status},
+    service::{Cache, Check, ClusterView, Consistency, Ctx, Member, Recovered, Role, Status},
     state::{Answer, Applied, Command, LogPosition, Machine, Operation, Query, Stamp},
+    store::ClusterId,
     time::UnixMillis,
 };
 use tokio::{
@@ -225,6 +226,13 @@ impl ClusterView for FakeCluster {
     /// Never done in time.
     async fn leave(&self, ctx: Ctx) -> Result<()> {
         Err(Error::Unavailable(format!("not done within {:?}", ctx.timeout)))
+    }
+
+    async fn recover(&self, cluster_id: &str) -> Result<Recovered> {
+        if cluster_id != CLUSTER_ID {
+            return Err(Error::Invalid(format!("this node is a member of the cluster {CLUSTER_ID}")));
+        }
+        Ok(Recovered { cluster: ClusterId([0xab; 16]), revision: 3, keys: 2, last_log_index: 12 })
     }
 }
 

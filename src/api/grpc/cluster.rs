@@ -134,4 +134,21 @@ impl cluster_server::Cluster for ClusterService {
         let header = self.change(request.metadata(), |ctx| self.0.deps.cluster.leave(ctx)).await?;
         Ok(Response::new(pb::LeaveResponse { header }))
     }
+
+    async fn recover(
+        &self,
+        request: Request<pb::RecoverRequest>,
+    ) -> Result<Response<pb::RecoverResponse>, Status> {
+        let cluster = &self.0.deps.cluster;
+        let cluster_id = request.into_inner().cluster_id;
+        let recovered = cluster.recover(&cluster_id).await.map_err(|error| self.0.status(&error))?;
+        let header = self.header(&cluster.status());
+        Ok(Response::new(pb::RecoverResponse {
+            header,
+            cluster_id: recovered.cluster.to_string(),
+            revision: recovered.revision,
+            keys: recovered.keys,
+            last_log_index: recovered.last_log_index,
+        }))
+    }
 }

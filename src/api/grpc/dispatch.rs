@@ -146,6 +146,7 @@ fn cluster_method(name: &str) -> Option<RequestMethod> {
         "RetireMember" => RequestMethod::RetireMember,
         "PromoteMember" => RequestMethod::PromoteMember,
         "Leave" => RequestMethod::Leave,
+        "Recover" => RequestMethod::Recover,
         _ => return None,
     })
 }

@@ -11,7 +11,7 @@
 //! | 4 | format |
 //! | 16 | incarnation |
 //! | 8 | Raft id (follows from the incarnation; checked) |
-//! | 1 | 1 while what belonged to the previous incarnation is being removed, else 0 |
+//! | 1 | 1 while what belonged to the previous incarnation is being removed, 2 while a recovered state takes its place, else 0 |
 //! | 8 | boot counter |
 //! | string | slot |
 //! | 1 | binding: 0 formatted, 1 promised, 2 bound, 3 left |
@@ -28,6 +28,7 @@ use uuid::Uuid;
 
 use super::{Binding, ClusterId, FoundingSet, Identity, raft_id};
 use crate::store::{
+    Snapshots, adopt,
     error::StoreError,
     files::{self, Decoder, Malformed},
     layout::{self, Format, Stage},
@@ -39,6 +40,16 @@ const MAGIC: [u8; 8] = *b"LRDRIDNT";
 const MAX_BYTES: u64 = 64 * 1024;
 /// The most bytes of a slot's name: that of a DNS name.
 const MAX_SLOT_BYTES: usize = 253;
+
+/// What is still to be done with the directory. The next start does it if this one does not get so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pending {
+    Nothing = 0,
+    /// What belonged to the previous incarnation is to be removed.
+    Erasing = 1,
+    /// And a recovered state is to take its place.
+    Adopting = 2,
+}
 
 /// The identity file of a data directory, and the directory's lock: as long as this lives, no other process (and no
 /// second node of this one) can open the directory.
@@ -61,7 +72,7 @@ impl IdentityFile {
         files::create_dir(dir)?;
         let lock = lock(dir)?;
         let path = layout::identity(dir);
-        let (mut identity, erasing) = match files::read_small(&path, MAX_BYTES)? {
+        let (mut identity, pending) = match files::read_small(&path, MAX_BYTES)? {
             Some(bytes) => decode(&path, &bytes)?,
             None => {
                 let format = Format::read(dir)?;
@@ -72,20 +83,26 @@ impl IdentityFile {
                     return Err(without_identity(&path, &leftover));
                 }
                 Format { stage: Stage::Creating, incarnation: fresh }.write(dir)?;
-                (new(slot, fresh), false)
+                (new(slot, fresh), Pending::Nothing)
             }
         };
         if identity.slot != slot {
             let (dir, recorded, asked) = (dir.to_owned(), identity.slot, slot.to_owned());
             return Err(StoreError::OtherSlot { dir, recorded, asked });
         }
-        if erasing {
-            layout::erase(dir)?;
-            Format { stage: Stage::Creating, incarnation: identity.incarnation }.write(dir)?;
+        match pending {
+            // A state that was prepared and never adopted is of no use: the log went on since.
+            Pending::Nothing => adopt::discard(dir)?,
+            Pending::Erasing => {
+                layout::erase(dir)?;
+                Format { stage: Stage::Creating, incarnation: identity.incarnation }.write(dir)?;
+            }
+            Pending::Adopting => adopt::finish(dir, &identity)?,
         }
         identity.boot_counter += 1;
         let file = Self { dir: dir.to_owned(), identity: identity.clone(), _lock: lock };
-        file.write(false)?;
+        file.write(Pending::Nothing)?;
+        adopt::discard(dir)?;
         Ok((file, identity))
     }
 
@@ -130,7 +147,7 @@ impl IdentityFile {
     /// The disk's; then the old binding or the new one is on disk, and the node stops.
     pub fn save(&mut self, binding: Binding) -> Result<(), StoreError> {
         self.identity.binding = binding;
-        self.write(false)
+        self.write(Pending::Nothing)
     }
 
     /// Makes the directory a new member: incarnation `fresh` (a random UUID), bound to nothing, without log, vote and
@@ -143,15 +160,50 @@ impl IdentityFile {
     /// The disk's; the next start goes on from there.
     pub fn reformat(&mut self, fresh: Uuid) -> Result<Identity, StoreError> {
         self.identity = Identity { boot_counter: 1, ..new(&self.identity.slot, fresh) };
-        self.write(true)?;
+        self.write(Pending::Erasing)?;
         layout::erase(&self.dir)?;
         Format { stage: Stage::Creating, incarnation: fresh }.write(&self.dir)?;
-        self.write(false)?;
+        self.write(Pending::Nothing)?;
         Ok(self.identity.clone())
     }
 
-    fn write(&self, erasing: bool) -> Result<(), StoreError> {
-        files::replace(&layout::identity(&self.dir), &encode(&self.identity, erasing))
+    /// Where a state is to be written, as the snapshot of the incarnation `fresh` (a random UUID), that [`Self::adopt`] takes over.
+    /// Nothing of the present member is touched by it.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn begin_adoption(&self, fresh: Uuid, group: u32) -> Result<Snapshots, StoreError> {
+        adopt::begin(&self.dir, fresh, group)
+    }
+
+    /// Makes the directory a new member, of the cluster `cluster`, that begins with the prepared state and has an empty log. The log
+    /// must be closed. After a crash at any moment the directory is either as it was or as it is to be.
+    ///
+    /// # Errors
+    /// If the prepared state is missing, damaged, or another one's: the directory is as it was. The disk's: the
+    /// directory is as it was or as it is to be, and the next start goes on from there.
+    pub fn adopt(&mut self, fresh: Uuid, cluster: ClusterId) -> Result<Identity, StoreError> {
+        adopt::prepared(&self.dir, fresh, cluster)?;
+        let identity = self.write_adopting(fresh, cluster)?;
+        adopt::finish(&self.dir, &identity)?;
+        self.write(Pending::Nothing)?;
+        adopt::discard(&self.dir)?;
+        Ok(identity)
+    }
+
+    pub(in crate::store) fn write_adopting(
+        &mut self,
+        fresh: Uuid,
+        cluster: ClusterId,
+    ) -> Result<Identity, StoreError> {
+        let binding = Binding::Bound { cluster, founders: None };
+        self.identity = Identity { boot_counter: 1, binding, ..new(&self.identity.slot, fresh) };
+        self.write(Pending::Adopting)?;
+        Ok(self.identity.clone())
+    }
+
+    fn write(&self, pending: Pending) -> Result<(), StoreError> {
+        files::replace(&layout::identity(&self.dir), &encode(&self.identity, pending))
     }
 }
 
@@ -200,12 +252,12 @@ fn put_set(out: &mut Vec<u8>, set: &FoundingSet) {
     }
 }
 
-fn encode(identity: &Identity, erasing: bool) -> Vec<u8> {
+fn encode(identity: &Identity, pending: Pending) -> Vec<u8> {
     let mut out = MAGIC.to_vec();
     out.extend_from_slice(&FORMAT.to_be_bytes());
     out.extend_from_slice(identity.incarnation.as_bytes());
     out.extend_from_slice(&identity.raft_id().to_be_bytes());
-    out.push(erasing.into());
+    out.push(pending as u8);
     out.extend_from_slice(&identity.boot_counter.to_be_bytes());
     put_string(&mut out, &identity.slot);
     match &identity.binding {
@@ -261,9 +313,9 @@ fn take_binding(decoder: &mut Decoder<'_>) -> Result<Binding, Malformed> {
     })
 }
 
-/// The identity, and whether the previous incarnation is still being erased.
-fn decode(path: &Path, bytes: &[u8]) -> Result<(Identity, bool), StoreError> {
-    let parse = || -> Result<Result<(Identity, bool), u32>, Malformed> {
+/// The identity, and what is still to be done.
+fn decode(path: &Path, bytes: &[u8]) -> Result<(Identity, Pending), StoreError> {
+    let parse = || -> Result<Result<(Identity, Pending), u32>, Malformed> {
         let (body, checksum) = bytes.split_last_chunk::<4>().ok_or(Malformed)?;
         let mut decoder = Decoder::new(body);
         if decoder.array()? != MAGIC {
@@ -280,12 +332,17 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<(Identity, bool), StoreError> {
         if decoder.u64()? != raft_id(incarnation) {
             return Err(Malformed);
         }
-        let erasing = decoder.flag()?;
+        let pending = match decoder.u8()? {
+            0 => Pending::Nothing,
+            1 => Pending::Erasing,
+            2 => Pending::Adopting,
+            _ => return Err(Malformed),
+        };
         let boot_counter = decoder.u64()?;
         let slot = take_string(&mut decoder)?;
         let binding = take_binding(&mut decoder)?;
         decoder.end()?;
-        Ok(Ok((Identity { incarnation, slot, boot_counter, binding }, erasing)))
+        Ok(Ok((Identity { incarnation, slot, boot_counter, binding }, pending)))
     };
     match parse() {
         Ok(Ok(found)) => Ok(found),
@@ -343,15 +400,16 @@ mod tests {
             boot_counter: 7,
             binding: Binding::Bound { cluster: set().cluster_id(), founders: Some(set()) },
         };
-        let encoded = encode(&identity, false);
-        assert_eq!(decode(Path::new("golden"), golden).unwrap(), (identity, false));
+        let encoded = encode(&identity, Pending::Nothing);
+        assert_eq!(decode(Path::new("golden"), golden).unwrap(), (identity, Pending::Nothing));
         assert_eq!(encoded, golden);
     }
 
     #[test]
     fn damage_at_any_byte_and_any_truncation_is_an_error() {
         for binding in bindings() {
-            let bytes = encode(&Identity { binding, boot_counter: 3, ..new("2", uuid(5)) }, false);
+            let bytes =
+                encode(&Identity { binding, boot_counter: 3, ..new("2", uuid(5)) }, Pending::Adopting);
             for at in 0..bytes.len() {
                 assert!(decode(Path::new("x"), &bytes[..at]).is_err(), "cut at {at}");
                 let mut damaged = bytes.clone();
@@ -465,7 +523,7 @@ mod tests {
         for steps in 0..=4 {
             let (dir, file) = make();
             let identity = Identity { boot_counter: 1, ..new("0", uuid(2)) };
-            files::replace(&layout::identity(dir.path()), &encode(&identity, true)).unwrap();
+            files::replace(&layout::identity(dir.path()), &encode(&identity, Pending::Erasing)).unwrap();
             for name in ["log", "snapshots", "mark", "vote"].iter().take(steps) {
                 files::remove(&dir.path().join(name)).unwrap();
             }

@@ -201,3 +201,16 @@ proptest! {
         prop_assert_eq!(read(&file).unwrap(), sections);
     }
 }
+
+#[test]
+fn after_closing_nothing_turns_up_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshots = open(dir.path());
+    let old = write(&snapshots, 9, &[b"old".to_vec()]);
+    let under_way = snapshots.clone().begin(meta(10)).unwrap();
+    snapshots.close();
+    let error = under_way.finish().unwrap_err();
+    assert!(error.to_string().contains("given up"), "{error}");
+    assert_eq!(open(dir.path()).newest().unwrap().unwrap().meta(), old.meta());
+    assert_eq!(fs::read_dir(dir.path().join("snapshots")).unwrap().count(), 1);
+}

@@ -104,6 +104,10 @@ impl SnapshotWriter {
         self.file.flush().map_err(StoreError::io("write", &self.temporary))?;
         self.file.get_ref().sync_all().map_err(StoreError::io("sync", &self.temporary))?;
         let names = self.snapshots.lock_names();
+        if names.closed {
+            let source = std::io::Error::other("the directory is given up");
+            return Err(StoreError::Io { doing: "finish", path: self.path.clone(), source });
+        }
         fs::rename(&self.temporary, &self.path).map_err(StoreError::io("rename to", &self.path))?;
         self.finished = true;
         files::sync_dir(&self.snapshots.dir)?;
