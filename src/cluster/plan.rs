@@ -197,7 +197,8 @@ fn learners(roster: &Roster) -> Vec<(u64, &Member)> {
     learners
 }
 
-/// Learners that are to leave, or whose slot was wiped once more before they voted.
+/// Learners that are to leave, or whose slot was wiped once more before they voted. So is one that was added on an ask that came
+/// late, after its slot was wiped: it is silent, and another one answers that votes in its slot.
 fn remove_learner(roster: &Roster, blocked: &mut Vec<Blocked>) -> Option<Change> {
     for (id, learner) in learners(roster) {
         if roster.leaving.contains(&id) {
@@ -206,11 +207,15 @@ fn remove_learner(roster: &Roster, blocked: &mut Vec<Blocked>) -> Option<Change>
         let superseded = roster.newcomers.get(&learner.slot).is_some_and(|newcomer| newcomer.raft_id != id);
         if superseded && learner.answers {
             blocked.push(Blocked::Occupied(learner.slot.clone()));
-        } else if superseded {
+        } else if superseded || (!learner.answers && answers_and_votes(roster, &learner.slot)) {
             return Some(Change::Remove(id));
         }
     }
     None
+}
+
+fn answers_and_votes(roster: &Roster, slot: &str) -> bool {
+    voters(roster).into_iter().any(|id| slot_of(roster, id) == Some(slot) && answers(roster, id))
 }
 
 /// A learner takes the place of the dead incarnation that votes in its slot.

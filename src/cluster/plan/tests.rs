@@ -127,6 +127,19 @@ fn a_newcomer_wiped_once_more_before_it_votes_is_removed() {
 }
 
 #[test]
+fn a_silent_learner_whose_slot_votes_and_answers_is_removed() {
+    // It asked before its slot was wiped once more, and was heard when its successor voted and was silent for a moment.
+    assert_eq!(next(&cluster(3).learner("1", 21).dead(21)).change, Some(Change::Remove(21)));
+    assert_eq!(
+        next(&cluster(3).learner("0", 11).dead(11)).change,
+        Some(Change::Remove(11)),
+        "the leader's slot"
+    );
+    waits(&cluster(3).dead(20).learner("1", 21).dead(21), &Blocked::Lagging("1".into()));
+    waits(&cluster(3).learner("1", 21), &Blocked::Occupied("1".into()));
+}
+
+#[test]
 fn no_change_leaves_voters_without_a_majority_that_answers() {
     let roster = cluster(5).dead(20).dead(30).dead(40).learner("1", 21);
     assert_eq!(next(&roster).change, voters([10, 21, 30, 40, 50], false), "three of five answer");

@@ -1,0 +1,203 @@
+//! The membership, explored: join, replace, promote and retire, in every order, within a number of wipes and elections.
+//!
+//! The model calls the product's own `plan::next`, `decide`, `gate_open` and `Heard`. Leaving out any one rule must make the checker find
+//! what that rule prevents; otherwise the model would prove nothing.
+
+mod heal;
+mod model;
+mod raft;
+
+use model::{FORGOTTEN, LOST, NO_QUORUM, OUSTED, Rules, STUCK, Scenario, Wanted, World};
+use raft::{Payload, Set, id_of, ids, retired_in, slot_of};
+use stateright::{Checker, HasDiscoveries, Model};
+
+/// Explores everything and asserts every property.
+fn explore<M>(name: &str, model: M)
+where
+    M: Model + Send + Sync + 'static,
+    M::State: std::hash::Hash + Clone + Send + Sync + PartialEq + std::fmt::Debug + 'static,
+    M::Action: Clone + PartialEq + std::fmt::Debug,
+{
+    let start = tokio::time::Instant::now();
+    let checker = model.checker().threads(2).spawn_bfs().join();
+    println!(
+        "{name}: {} states, depth {}, {:?}",
+        checker.unique_state_count(),
+        checker.max_depth(),
+        start.elapsed()
+    );
+    checker.assert_properties();
+}
+
+/// Explores until `property` is broken, and fails if it never is.
+fn must_break(name: &str, property: &'static str, scenario: Scenario) {
+    let scenario = Scenario { only: Some(property), ..scenario };
+    let checker = scenario.checker().finish_when(HasDiscoveries::Any).threads(2).spawn_bfs().join();
+    let found = checker.discovery(property).is_some();
+    println!("{name}: broken: {found}, after {} states", checker.unique_state_count());
+    assert!(found, "{name}: the checker does not find that this breaks {property:?}");
+}
+
+/// Three founders of an open cluster, slot 0 leads, nothing goes wrong.
+const THREE: Scenario = Scenario {
+    rules: Rules::ALL,
+    founders: 3,
+    joiners: 0,
+    open: true,
+    max_voters: 5,
+    leaving: &[],
+    promote: None,
+    wipes: 0,
+    wiped: &[0, 1, 2],
+    returns: false,
+    late_asks: false,
+    terms: 2,
+    writes: 0,
+    log: 9,
+    wanted: &[],
+    only: None,
+};
+
+fn settled_voters(world: &World) -> Set {
+    let membership = world.cluster.committed_membership();
+    if membership.joint == 0 { membership.voters } else { 0 }
+}
+
+const ACKNOWLEDGED: Wanted = ("a write is acknowledged", |_, world| {
+    world.cluster.committed.iter().any(|entry| entry.payload == Payload::Write)
+});
+const SWAPPED: Wanted =
+    ("a wiped slot is swapped", |_, world| ids(settled_voters(world)).any(|id| id != id_of(slot_of(id), 0)));
+const SWAPPED_AFTER_A_WRITE: Wanted = ("a wiped slot is swapped after a write", |scenario, world| {
+    let cluster = &world.cluster;
+    let write = cluster.committed.iter().position(|entry| entry.payload == Payload::Write);
+    write.is_some_and(|at| retired_in(&cluster.committed[..at]) == 0) && SWAPPED.1(scenario, world)
+});
+const LEFT_JOINT: Wanted = ("a leader finds a joint membership of the one before it", |_, world| {
+    world.cluster.nodes.values().filter(|node| node.leads()).any(|node| {
+        let last = node.log.iter().rev().find(|entry| matches!(entry.payload, Payload::Members(_)));
+        last.is_some_and(|entry| {
+            entry.term < node.term && matches!(entry.payload, Payload::Members(m) if m.joint != 0)
+        })
+    })
+});
+
+const TWICE: Wanted =
+    ("a slot wiped twice votes", |_, world| ids(settled_voters(world)).any(|id| id > id_of(slot_of(id), 1)));
+const BOTH: Wanted = ("two slots wiped one after the other vote", |_, world| {
+    ids(settled_voters(world)).filter(|id| *id != id_of(slot_of(*id), 0)).count() >= 2
+});
+const OLD_DIRECTORY: Wanted = ("a directory is there whose Raft id is retired", |_, world| {
+    world.cluster.there() & retired_in(&world.cluster.committed) != 0
+});
+const RETIRED_UNBOUND: Wanted = ("a newcomer is retired before it is bound", |_, world| {
+    let retired = retired_in(&world.cluster.committed) & world.cluster.there();
+    ids(retired).any(|id| !world.cluster.node(id).bound)
+});
+const OPENED: Wanted = ("the cluster opens", |_, world| {
+    world.cluster.committed.iter().any(|entry| entry.payload == Payload::Open)
+});
+const SWAPPED_BEFORE_OPEN: Wanted =
+    ("a wiped founder is swapped before the gate opens", |scenario, world| {
+        SWAPPED.1(scenario, world) && !OPENED.1(scenario, world)
+    });
+const SOMEBODY_GAVE_UP: Wanted = ("a founder gives up", |scenario, world| {
+    world.cluster.nodes.values().all(|node| !node.bound) && scenario.wipes > 0
+});
+
+#[test]
+fn a_wiped_seed() {
+    let wanted = &[ACKNOWLEDGED, SWAPPED, SWAPPED_AFTER_A_WRITE, LEFT_JOINT];
+    explore("a wiped seed", Scenario { wipes: 1, writes: 1, wanted, ..THREE });
+}
+
+#[test]
+fn a_slot_wiped_twice() {
+    let wanted = &[SWAPPED, TWICE];
+    explore("a slot wiped twice", Scenario { wipes: 2, wiped: &[1], log: 10, wanted, ..THREE });
+}
+
+#[test]
+fn two_slots_wiped() {
+    let wanted = &[SWAPPED, BOTH];
+    explore("two slots wiped", Scenario { wipes: 2, wiped: &[1, 2], log: 10, wanted, ..THREE });
+}
+
+#[test]
+fn a_leader_dies_in_the_middle_of_a_change() {
+    let wanted = &[SWAPPED, LEFT_JOINT];
+    explore("three leaders", Scenario { wipes: 1, wiped: &[1], terms: 3, log: 8, wanted, ..THREE });
+}
+
+#[test]
+fn an_old_directory_comes_back() {
+    let wanted = &[SWAPPED, OLD_DIRECTORY];
+    explore(
+        "an old directory",
+        Scenario { wipes: 1, log: 8, wiped: &[0, 1], returns: true, wanted, ..THREE },
+    );
+}
+
+#[test]
+fn an_ask_is_heard_long_after() {
+    let wanted = &[SWAPPED, RETIRED_UNBOUND];
+    explore(
+        "late asks",
+        Scenario { wipes: 2, wiped: &[1], late_asks: true, terms: 1, log: 10, wanted, ..THREE },
+    );
+}
+
+#[test]
+fn before_the_gate() {
+    let wanted = &[OPENED, SWAPPED, SWAPPED_BEFORE_OPEN, SOMEBODY_GAVE_UP];
+    explore("before the gate", Scenario { open: false, wipes: 2, terms: 1, wanted, ..THREE });
+}
+
+#[test]
+fn a_wiped_slot_under_its_old_id_loses_a_write() {
+    let rules = Rules { new_id: false, ..Rules::ALL };
+    must_break("old id", LOST, Scenario { rules, wipes: 1, writes: 1, ..THREE });
+}
+
+#[test]
+fn swapping_who_answers_never_ends() {
+    let rules = Rules { occupied: false, ..Rules::ALL };
+    let scenario = Scenario { rules, wipes: 1, returns: true, ..THREE };
+    must_break("who answers is swapped", OUSTED, scenario);
+    must_break("who answers is swapped, for ever", STUCK, scenario);
+}
+
+#[test]
+fn without_the_quorum_check_a_change_is_stuck() {
+    let rules = Rules { quorum: false, ..Rules::ALL };
+    let scenario =
+        Scenario { rules, founders: 5, leaving: &[1, 2], wipes: 2, wiped: &[3, 4], terms: 1, ..THREE };
+    must_break("no quorum check", NO_QUORUM, scenario);
+    must_break("no quorum check", STUCK, scenario);
+}
+
+#[test]
+fn without_finishing_a_change_is_stuck() {
+    let rules = Rules { finish: false, ..Rules::ALL };
+    must_break("no finishing", STUCK, Scenario { rules, wipes: 1, ..THREE });
+}
+
+#[test]
+fn who_is_retired_would_come_back_by_a_late_ask() {
+    let rules = Rules { forget_retired: false, ..Rules::ALL };
+    must_break(
+        "asks of the retired",
+        FORGOTTEN,
+        Scenario { rules, wipes: 2, wiped: &[1], late_asks: true, ..THREE },
+    );
+}
+
+#[test]
+fn a_newcomer_that_is_retired_and_unbound_would_ask_for_ever() {
+    let rules = Rules { renew_retired: false, ..Rules::ALL };
+    must_break(
+        "retired and unbound",
+        STUCK,
+        Scenario { rules, wipes: 2, wiped: &[1], late_asks: true, ..THREE },
+    );
+}
