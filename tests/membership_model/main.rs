@@ -94,6 +94,13 @@ const RETIRED_UNBOUND: Wanted = ("a newcomer is retired before it is bound", |_,
     let retired = retired_in(&world.cluster.committed) & world.cluster.there();
     ids(retired).any(|id| !world.cluster.node(id).bound)
 });
+const GREW: Wanted = ("three vote", |_, world| settled_voters(world).count_ones() == 3);
+const SHRANK: Wanted = ("one votes and is the only member", |_, world| {
+    settled_voters(world).count_ones() == 1 && world.cluster.committed_membership().nodes.count_ones() == 1
+});
+const PROMOTED: Wanted = ("the promoted one votes", |scenario, world| {
+    ids(settled_voters(world)).any(|id| Some(slot_of(id)) == scenario.promote)
+});
 const OPENED: Wanted = ("the cluster opens", |_, world| {
     world.cluster.committed.iter().any(|entry| entry.payload == Payload::Open)
 });
@@ -145,6 +152,39 @@ fn an_ask_is_heard_long_after() {
         "late asks",
         Scenario { wipes: 2, wiped: &[1], late_asks: true, terms: 1, log: 10, wanted, ..THREE },
     );
+}
+
+#[test]
+fn one_becomes_three() {
+    let wanted = &[GREW];
+    let scenario = Scenario { founders: 1, joiners: 2, wipes: 1, wiped: &[1], log: 10, wanted, ..THREE };
+    explore("one becomes three", scenario);
+}
+
+#[test]
+fn three_become_one() {
+    let wanted = &[SHRANK];
+    explore(
+        "three become one",
+        Scenario { leaving: &[1, 2], wipes: 1, wiped: &[1], log: 10, wanted, ..THREE },
+    );
+}
+
+#[test]
+fn a_learner_votes_in_the_place_of_a_lost_voter() {
+    let wanted = &[PROMOTED];
+    let scenario = Scenario {
+        joiners: 1,
+        promote: Some(3),
+        terms: 1,
+        max_voters: 3,
+        wipes: 1,
+        wiped: &[2],
+        log: 9,
+        wanted,
+        ..THREE
+    };
+    explore("promoted", scenario);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::{
 
 use larder::{
     cluster::{
-        genesis::{SeedAnswer, Step, View, decide, gate_open},
+        genesis::{Scope, SeedAnswer, Step, View, decide, gate_open},
         plan::{self, Blocked, Member, Newcomer, Roster, voters_among},
     },
     store::identity::{Binding, FoundingSet},
@@ -324,13 +324,9 @@ impl Scenario {
         if !node.bound || !has(self.founding_set(), id) || node.log.len() > 1 {
             return false;
         }
-        let founders = FoundingSet(
-            ids(self.founding_set()).map(|id| (slot_of(id).to_string(), incarnation(id))).collect(),
-        );
-        let bound = |founders: Option<FoundingSet>| Binding::Bound {
-            cluster: FoundingSet::cluster_id(&self.founders()),
-            founders,
-        };
+        let founders = self.founders();
+        let cluster_id = founders.cluster_id();
+        let bound = |founders: Option<FoundingSet>| Binding::Bound { cluster: cluster_id, founders };
         let me = View {
             slot: slot_of(id).to_string(),
             incarnation: incarnation(id),
@@ -347,11 +343,11 @@ impl Scenario {
                     Node { .. } => bound(None),
                 };
                 let (slot, incarnation) = (slot_of(other).to_string(), incarnation(other));
-                (slot.clone(), Ok(SeedAnswer { slot, incarnation, binding }))
+                (slot.clone(), Ok(SeedAnswer { slot, incarnation, binding, seeds: Vec::new() }))
             })
             .collect();
-        let seeds: Vec<String> = (0..self.founders).map(|slot| slot.to_string()).collect();
-        decide(&me, &answers, &seeds) == Step::GiveUp
+        let seeds = (0..self.founders).map(|slot| slot.to_string()).collect();
+        decide(&me, &answers, &Scope { seeds, ..Scope::default() }) == Step::GiveUp
     }
 
     fn founders(&self) -> FoundingSet {

@@ -162,6 +162,12 @@ impl Node {
         last_membership(&self.log)
     }
 
+    /// A voter that a change removed may have to lead once more to finish it: only it may hold the entry. openraft lets it.
+    fn may_campaign(&self, id: Id) -> bool {
+        let committed = last_membership(&self.log[..self.commit]);
+        [self.membership(), committed].into_iter().flatten().any(|m| has(m.all_voters(), id))
+    }
+
     /// The last membership in the log is committed, so it may be changed.
     fn may_change(&self) -> bool {
         let last = self.log.iter().rposition(|entry| matches!(entry.payload, Payload::Members(_)));
@@ -278,11 +284,11 @@ impl Cluster {
     /// Who would vote for `candidate` in a term that is new to all.
     pub(crate) fn would_vote(&self, candidate: Id) -> Set {
         let node = self.node(candidate);
-        let Some(membership) = node.membership().filter(|m| node.bound && has(m.all_voters(), candidate))
+        let Some(membership) = node.membership().filter(|_| node.bound && node.may_campaign(candidate))
         else {
             return 0;
         };
-        set(ids(membership.all_voters() & self.there()).filter(|id| {
+        set(ids(self.there() & (membership.all_voters() | bit(candidate))).filter(|id| {
             let voter = self.node(*id);
             *id == candidate
                 || (voter.bound && voter.last() <= node.last() && !has(voter.retired(), candidate))
