@@ -1,15 +1,23 @@
 //! The membership, explored: join, replace, promote and retire, in every order, within a number of wipes and elections.
 //!
-//! The model calls the product's own `plan::next`, `decide`, `gate_open` and `Heard`. Leaving out any one rule must make the checker find
-//! what that rule prevents; otherwise the model would prove nothing.
+//! The models call the product's own `plan::next`, `decide`, `gate_open`, `Expectation` and `Heard`. Leaving out any one rule must make the
+//! checker find what that rule prevents; otherwise the models would prove nothing. A test named `finding_...` expects a loss: it says what
+//! no rule covers, and fails once one does.
+//!
+//! `model` and `raft` are the membership in motion, `heal` is that it comes to rest, `boots` is copies of a directory, `survivors` is genesis
+//! beside a cluster that is there.
 
+mod boots;
 mod heal;
 mod model;
 mod raft;
+mod survivors;
 
-use model::{FORGOTTEN, LOST, NO_QUORUM, OUSTED, Rules, STUCK, Scenario, Wanted, World};
+use boots::{Boots, When};
+use model::{FORGOTTEN, LOST_WRITE, NO_QUORUM, OUSTED, Rules, STUCK, Scenario, Wanted, World};
 use raft::{Payload, Set, id_of, ids, retired_in, slot_of};
 use stateright::{Checker, HasDiscoveries, Model};
+use survivors::Survivors;
 
 /// Explores everything and asserts every property.
 fn explore<M>(name: &str, model: M)
@@ -31,11 +39,22 @@ where
 
 /// Explores until `property` is broken, and fails if it never is.
 fn must_break(name: &str, property: &'static str, scenario: Scenario) {
-    let scenario = Scenario { only: Some(property), ..scenario };
-    let checker = scenario.checker().finish_when(HasDiscoveries::Any).threads(2).spawn_bfs().join();
-    let found = checker.discovery(property).is_some();
-    println!("{name}: broken: {found}, after {} states", checker.unique_state_count());
-    assert!(found, "{name}: the checker does not find that this breaks {property:?}");
+    must_find(name, property, Scenario { only: Some(property), ..scenario });
+}
+
+fn must_find<M>(name: &str, property: &'static str, model: M)
+where
+    M: Model + Send + Sync + 'static,
+    M::State: std::hash::Hash + Clone + Send + Sync + PartialEq + std::fmt::Debug + 'static,
+    M::Action: Clone + PartialEq + std::fmt::Debug,
+{
+    let checker =
+        model.checker().finish_when(HasDiscoveries::AnyOf([property].into())).threads(2).spawn_bfs().join();
+    let found = checker.discovery(property);
+    println!("{name}: broken: {}, after {} states", found.is_some(), checker.unique_state_count());
+    let path =
+        found.unwrap_or_else(|| panic!("{name}: the checker does not find that this breaks {property:?}"));
+    path.into_actions().iter().for_each(|action| println!("    {action:?}"));
 }
 
 /// Three founders of an open cluster, slot 0 leads, nothing goes wrong.
@@ -95,6 +114,7 @@ const RETIRED_UNBOUND: Wanted = ("a newcomer is retired before it is bound", |_,
     ids(retired).any(|id| !world.cluster.node(id).bound)
 });
 const GREW: Wanted = ("three vote", |_, world| settled_voters(world).count_ones() == 3);
+const FIVE: Wanted = ("five vote", |_, world| settled_voters(world).count_ones() == 5);
 const SHRANK: Wanted = ("one votes and is the only member", |_, world| {
     settled_voters(world).count_ones() == 1 && world.cluster.committed_membership().nodes.count_ones() == 1
 });
@@ -133,7 +153,10 @@ fn two_slots_wiped() {
 #[test]
 fn a_leader_dies_in_the_middle_of_a_change() {
     let wanted = &[SWAPPED, LEFT_JOINT];
-    explore("three leaders", Scenario { wipes: 1, wiped: &[1], terms: 3, log: 8, wanted, ..THREE });
+    explore(
+        "three leaders",
+        Scenario { wipes: 1, wiped: &[1], terms: 3, writes: 1, log: 9, wanted, ..THREE },
+    );
 }
 
 #[test]
@@ -150,15 +173,23 @@ fn an_ask_is_heard_long_after() {
     let wanted = &[SWAPPED, RETIRED_UNBOUND];
     explore(
         "late asks",
-        Scenario { wipes: 2, wiped: &[1], late_asks: true, terms: 1, log: 10, wanted, ..THREE },
+        Scenario { wipes: 2, wiped: &[1], late_asks: true, terms: 2, log: 10, wanted, ..THREE },
     );
 }
 
 #[test]
 fn one_becomes_three() {
     let wanted = &[GREW];
-    let scenario = Scenario { founders: 1, joiners: 2, wipes: 1, wiped: &[1], log: 10, wanted, ..THREE };
+    let scenario =
+        Scenario { founders: 1, joiners: 2, wipes: 1, wiped: &[0, 1], writes: 1, log: 10, wanted, ..THREE };
     explore("one becomes three", scenario);
+}
+
+#[test]
+fn three_become_five() {
+    let wanted = &[FIVE];
+    let scenario = Scenario { joiners: 2, wipes: 1, wiped: &[3], terms: 1, log: 9, wanted, ..THREE };
+    explore("three become five", scenario);
 }
 
 #[test]
@@ -194,9 +225,16 @@ fn before_the_gate() {
 }
 
 #[test]
+fn before_the_gate_with_two_leaders() {
+    let wanted = &[OPENED, SWAPPED, SWAPPED_BEFORE_OPEN];
+    let scenario = Scenario { open: false, wipes: 1, wiped: &[0], log: 7, wanted, ..THREE };
+    explore("before the gate, two leaders", scenario);
+}
+
+#[test]
 fn a_wiped_slot_under_its_old_id_loses_a_write() {
     let rules = Rules { new_id: false, ..Rules::ALL };
-    must_break("old id", LOST, Scenario { rules, wipes: 1, writes: 1, ..THREE });
+    must_break("old id", LOST_WRITE, Scenario { rules, wipes: 1, writes: 1, ..THREE });
 }
 
 #[test]
@@ -240,4 +278,65 @@ fn a_newcomer_that_is_retired_and_unbound_would_ask_for_ever() {
         STUCK,
         Scenario { rules, wipes: 2, wiped: &[1], late_asks: true, ..THREE },
     );
+}
+
+/// The original starts once more; the copy runs once.
+const COPIED: Boots = Boots { check: true, when: When::AllApplied, restarts: [0, 0, 1, 0], terms: 2 };
+
+#[test]
+fn a_copy_from_before_a_start_that_all_others_know_does_no_harm() {
+    explore("copied, all heard", Boots { when: When::AllHeard, ..COPIED });
+}
+
+#[test]
+fn nor_after_restarts_if_all_others_applied_its_record() {
+    explore("copied, all applied", Boots { restarts: [1, 1, 1, 0], ..COPIED });
+}
+
+#[test]
+fn without_the_check_of_starts_a_copy_loses_a_write() {
+    must_find("no check", boots::LOST, Boots { check: false, ..COPIED });
+}
+
+#[test]
+fn finding_a_record_that_one_of_the_others_lacks_does_not_help() {
+    must_find("committed, and not applied by all", boots::LOST, Boots { when: When::Committed, ..COPIED });
+}
+
+#[test]
+fn finding_what_was_only_heard_is_forgotten_by_a_restart() {
+    let boots = Boots { when: When::AllHeard, restarts: [1, 1, 1, 0], ..COPIED };
+    must_find("heard, and restarted", boots::LOST, boots);
+}
+
+#[test]
+fn finding_two_copies_started_before_anybody_heard_one_may_both_vote() {
+    must_find("started since, and nobody knows", boots::LOST, Boots { when: When::StartedSince, ..COPIED });
+}
+
+#[test]
+fn finding_a_copy_of_the_running_start_counts_as_the_next_start() {
+    must_find("of the running start", boots::LOST, Boots { when: When::AnyTime, restarts: [0; 4], ..COPIED });
+}
+
+#[test]
+fn finding_a_refused_copy_gets_in_by_starting_again() {
+    must_find("started twice", boots::LOST, Boots { restarts: [0, 0, 1, 1], ..COPIED });
+}
+
+#[test]
+fn wiped_seeds_beside_survivors() {
+    explore("three seeds", Survivors { seeds: 3, claims: true, wipes: 3 });
+}
+
+#[test]
+fn a_wiped_lone_seed_beside_survivors() {
+    explore("one seed", Survivors { seeds: 1, claims: true, wipes: 3 });
+}
+
+#[test]
+fn finding_without_a_claim_wiped_seeds_that_hear_no_survivor_found_another_cluster() {
+    for (seeds, wipes) in [(3, 3), (1, 1)] {
+        must_find("no claim", survivors::TWO_ACKNOWLEDGE, Survivors { seeds, claims: false, wipes });
+    }
 }

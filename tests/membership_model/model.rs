@@ -487,6 +487,14 @@ impl Model for Scenario {
     fn properties(&self) -> Vec<Property<Self>> {
         let mut all = vec![
             Property::always(LOST, |_, world: &World| world.cluster.flaw != Some(Flaw::Lost)),
+            Property::always(LOST_WRITE, |_, world: &World| {
+                let write = |log: &[Entry]| log.iter().any(|entry| entry.payload == Payload::Write);
+                let Cluster { nodes, committed, flaw, .. } = &world.cluster;
+                let latest = nodes.values().filter(|node| node.leads()).max_by_key(|node| node.term);
+                *flaw != Some(Flaw::Lost)
+                    || !write(committed)
+                    || latest.is_none_or(|leader| write(&leader.log))
+            }),
             Property::always(FORGOTTEN, |_, world: &World| world.cluster.flaw != Some(Flaw::Forgotten)),
             Property::always(OUSTED, |_, world: &World| world.cluster.flaw != Some(Flaw::Ousted)),
             Property::always(NO_QUORUM, |_, world: &World| world.cluster.flaw != Some(Flaw::NoQuorum)),
@@ -503,7 +511,8 @@ impl Model for Scenario {
     }
 }
 
-pub(crate) const LOST: &str = "what was committed is never lost";
+const LOST: &str = "what was committed is never lost";
+pub(crate) const LOST_WRITE: &str = "no leader lacks an acknowledged write";
 pub(crate) const FORGOTTEN: &str = "nobody who is retired votes, acknowledges, or becomes a member again";
 pub(crate) const OUSTED: &str = "who answers is not replaced";
 pub(crate) const NO_QUORUM: &str = "no change leaves voters without a majority";
