@@ -197,7 +197,8 @@ fn learners(roster: &Roster) -> Vec<(u64, &Member)> {
     learners
 }
 
-/// Learners that are to leave, or whose slot was wiped once more before they voted.
+/// Learners that are to leave, or whose slot was wiped once more before they voted; and who is silent while another one of its
+/// slot answers: a wiped voter that was demoted, or a newcomer whose ask came late, after its slot was wiped again.
 fn remove_learner(roster: &Roster, blocked: &mut Vec<Blocked>) -> Option<Change> {
     for (id, learner) in learners(roster) {
         if roster.leaving.contains(&id) {
@@ -206,11 +207,15 @@ fn remove_learner(roster: &Roster, blocked: &mut Vec<Blocked>) -> Option<Change>
         let superseded = roster.newcomers.get(&learner.slot).is_some_and(|newcomer| newcomer.raft_id != id);
         if superseded && learner.answers {
             blocked.push(Blocked::Occupied(learner.slot.clone()));
-        } else if superseded {
+        } else if superseded || (!learner.answers && slot_answers(roster, &learner.slot)) {
             return Some(Change::Remove(id));
         }
     }
     None
+}
+
+fn slot_answers(roster: &Roster, slot: &str) -> bool {
+    roster.members.iter().any(|(id, member)| member.slot == slot && answers(roster, *id))
 }
 
 /// A learner takes the place of the dead incarnation that votes in its slot.

@@ -127,6 +127,18 @@ fn a_newcomer_wiped_once_more_before_it_votes_is_removed() {
 }
 
 #[test]
+fn a_silent_learner_is_removed_while_another_one_of_its_slot_answers() {
+    let roster = cluster(3).learner("1", 21).dead(21);
+    assert_eq!(next(&roster).change, Some(Change::Remove(21)), "it asked before its slot was wiped again");
+    let roster = cluster(3).learner("0", 11).dead(11);
+    assert_eq!(next(&roster).change, Some(Change::Remove(11)), "the leader is the other one");
+    let roster = cluster(3).learner("3", 40).dead(40).learner("3", 41);
+    assert_eq!(next(&roster).change, Some(Change::Remove(40)), "it was wiped and demoted");
+    waits(&cluster(3).dead(20).learner("1", 21).dead(21), &Blocked::Lagging("1".into()));
+    assert_eq!(next(&cluster(3).learner("3", 40).dead(40)).change, None, "its data may come back");
+}
+
+#[test]
 fn no_change_leaves_voters_without_a_majority_that_answers() {
     let roster = cluster(5).dead(20).dead(30).dead(40).learner("1", 21);
     assert_eq!(next(&roster).change, voters([10, 21, 30, 40, 50], false), "three of five answer");
