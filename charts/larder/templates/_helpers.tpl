@@ -123,21 +123,20 @@ seccompProfile:
 
 {{/* The same of a pod. */}}
 {{- define "larder.podSecurity" -}}
-{{- with .Values.podSecurity -}}
+{{- $security := .Values.podSecurity -}}
 runAsNonRoot: true
-{{- if not (kindIs "invalid" .runAsUser) }}
-runAsUser: {{ int64 .runAsUser }}
+{{- if not (kindIs "invalid" $security.runAsUser) }}
+runAsUser: {{ int64 $security.runAsUser }}
 {{- end }}
-{{- if not (kindIs "invalid" .runAsGroup) }}
-runAsGroup: {{ int64 .runAsGroup }}
+{{- if not (kindIs "invalid" $security.runAsGroup) }}
+runAsGroup: {{ int64 $security.runAsGroup }}
 {{- end }}
-{{- if not (kindIs "invalid" .fsGroup) }}
-fsGroup: {{ int64 .fsGroup }}
+{{- if not (kindIs "invalid" $security.fsGroup) }}
+fsGroup: {{ int64 $security.fsGroup }}
 fsGroupChangePolicy: OnRootMismatch
 {{- end }}
 seccompProfile:
   type: RuntimeDefault
-{{- end }}
 {{- end -}}
 
 {{/* Nothing if the cluster's default is wanted. */}}

@@ -42,7 +42,7 @@
 {{- $selector := include "larder.selector" . | fromYaml -}}
 metadata:
   labels:
-    {{- merge $selector .Values.podLabels | toYaml | nindent 4 }}
+    {{- merge (deepCopy $selector) .Values.podLabels | toYaml | nindent 4 }}
   annotations:
     {{- $checksum := dict "checksum/config" (include "larder.config" . | sha256sum) }}
     {{- merge $checksum .Values.podAnnotations | toYaml | nindent 4 }}
