@@ -13,6 +13,7 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 import kubernetes_validate
 import yaml
@@ -42,6 +43,7 @@ BASES = {
     "init": {"mode": "daemonset", "daemonset": {"seedNodes": ["n1", "n2", "n3"], "initDir": {"enabled": True}}},
 }
 WORK = Path()
+LOCK = Lock()
 TESTS = []
 
 
@@ -127,11 +129,17 @@ def helm(*arguments, ok=True):
     return done.stdout if ok else done.stderr
 
 
-def values_file(values):
-    text = json.dumps(values)
-    path = WORK / f"values-{hash(text)}.json"
+@cache
+def values_path(text):
+    path = WORK / f"values-{len(list(WORK.glob('values-*')))}.json"
     path.write_text(text)
     return path
+
+
+def values_file(values):
+    """A file with the values, written once: a helm that runs beside this one may be reading it."""
+    with LOCK:
+        return values_path(json.dumps(values))
 
 
 def template(values, *arguments, chart=CHART, ok=True, release=RELEASE):
