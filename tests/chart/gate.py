@@ -522,6 +522,26 @@ def the_schema_knows_every_value_and_no_other():
 
 
 @test
+def the_binary_reads_what_the_chart_sets():
+    """Names of variables and commands, in both directions as far as the chart goes: a misspelt one would be ignored at run time."""
+    source = "".join(path.read_text() for path in (REPOSITORY / "src/cmd").rglob("*.rs"))
+    known = set(re.findall(r'"(LARDER_[A-Z_]+)"', source))
+    variables, commands = set(), set()
+    for name in ("default", "ephemeral", "init", "norbac"):
+        made = of(name)
+        for _, _, pod in rules.pods(made.objects):
+            for _, container in rules.containers(pod):
+                variables |= {entry["name"] for entry in container.get("env", [])}
+                commands.add(container["args"][0])
+        commands.add(made.node["lifecycle"]["preStop"]["exec"]["command"][1])
+        variables |= set(made.get("ConfigMap", f"{made.fullname}-connection")["data"])
+    report(f"no command of larder reads {name}" for name in sorted(variables - known))
+    variants = {re.sub(r"(?<!^)(?=[A-Z])", "-", word).lower() for word in re.findall(r"^    (\w+)(?:\(.*\))?,$", source, re.M)}
+    report(f"larder has no command {name}" for name in sorted(commands - variants))
+    print(f"{len(variables)} variables, commands {', '.join(sorted(commands))}")
+
+
+@test
 def the_readme_has_the_table_of_values():
     text, readme = (CHART / "values.yaml").read_text(), (CHART / "README.md").read_text()
     made = values_table.documented(text)
