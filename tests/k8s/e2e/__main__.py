@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from . import examples, faults, steps  # noqa: F401  (they register their steps)
+from . import examples, faults, planted, steps  # noqa: F401  (most register their steps)
 from .kube import Failed, command
 from .run import STEPS, Run
 
@@ -25,7 +25,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--namespace", default="larder-e2e", help="how its namespaces are called; something random follows it")
     parser.add_argument("--only", metavar="STEP,...", help="only these steps")
     parser.add_argument("--list", action="store_true", help="names the steps")
-    parser.add_argument("--dry-run", action="store_true", help="prints each step and renders what it would install; needs no cluster")
+    parser.add_argument("--dry-run", action="store_true", help="prints each step, renders what it would install, and shows that the client finds a lost write; "
+                        "needs no cluster")
     parser.add_argument("--node-tool", metavar="PATH", help="the program that stops, cuts off and starts machines: `PATH node NAME "
                         "stop|start|powercut|cut|join`, `PATH part A B`, `PATH heal`; without it those steps are not run")
     parser.add_argument("--cluster-domain", default="", metavar="NAME", help="the cluster's DNS domain, if it is not cluster.local")
@@ -61,7 +62,7 @@ def main() -> int:
         return 0
     run = Run(chosen, chosen.chart)
     if chosen.dry_run:
-        return 1 if run.dry(chosen.steps) else 0
+        return 1 if planted.main() + run.dry(chosen.steps) else 0
     signal.signal(signal.SIGTERM, stopped)
     try:
         nodes = command("kubectl", "get", "nodes", "--output", "name", timeout=30).stdout.split()
