@@ -32,10 +32,19 @@ def back(run: Run, *nodes: str) -> None:
     eventually(f"{', '.join(nodes)} to be ready", all_ready, 90, every=0.5)
 
 
-def goes_on(fleet: Fleet, writes: int = 50) -> None:
-    """Waits for so many more acknowledged writes: the others go on."""
+def goes_on(fleet: Fleet, writes: int = 1000) -> None:
+    """Waits for so many more acknowledged writes, some seconds of them: the others go on."""
     enough = fleet.load.ledger.count + writes
-    eventually("the others to go on", lambda: fleet.load.ledger.count >= enough, 60, every=0.05)
+    eventually("the others to go on", lambda: fleet.load.ledger.count >= enough, 120, every=0.05)
+
+
+def noticed(run: Run, node: str) -> None:
+    """Waits until Kubernetes has seen that a machine is away: then its pod is out of the Services."""
+    def away():
+        conditions = run.kube.get("node", node)["status"]["conditions"]
+        return any(each["type"] == "Ready" and each["status"] != "True" for each in conditions)
+
+    eventually(f"Kubernetes to see that {node} is away", away, 90, every=0.5)
 
 
 @step("machine-stops", "the leader's machine stops, and comes back once the others have gone on", nodes=True)
@@ -45,6 +54,7 @@ def machine_stops(run: Run) -> None:
     before = {slot: fleet.identities()[slot]}
     run.afterwards(run.tool, "heal")
     run.tool("node", nodes[slot], "stop")
+    noticed(run, nodes[slot])
     goes_on(fleet)
     fleet.fault()
     back(run, nodes[slot])
@@ -85,6 +95,7 @@ def machine_cut_off(run: Run) -> None:
     slot = fleet.leader()
     run.afterwards(run.tool, "heal")
     run.tool("node", nodes[slot], "cut")
+    noticed(run, nodes[slot])
     goes_on(fleet)
     fleet.fault()
     run.tool("node", nodes[slot], "join")
