@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import re
 import struct
 import subprocess
@@ -160,6 +161,26 @@ def compose_is_one_cluster(_: Path) -> None:
     assert set(volumes) == set(compose["volumes"]), volumes
 
 
+def end_to_end_run_renders_every_step(_: Path) -> None:
+    """The dry run: all steps' values render, what helm must refuse is refused, and the client finds what was planted."""
+    done = run(ROOT / "tests/k8s/run", "--dry-run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    listed = run(ROOT / "tests/k8s/run", "--list").stdout.splitlines()
+    assert len(listed) >= 20, listed
+    missing = [line for line in listed if f"test k8s::dry::{line.split()[0]} ... ok" not in done.stdout]
+    assert not missing, missing
+    assert done.stdout.count("test k8s::planted::") == 4, done.stdout
+    wrong = run(ROOT / "tests/k8s/run", "--dry-run", "--only", "no-such-step")
+    assert wrong.returncode == 2 and "--list names them" in wrong.stderr, wrong.stderr
+    assert run(ROOT / "tests/k8s/run", "--dry-run", "--only", "install", "--image", "no-tag").returncode == 2
+
+
+def end_to_end_run_says_that_there_is_no_cluster(folder: Path) -> None:
+    empty = {"KUBECONFIG": str(folder / "none"), "PATH": os.environ["PATH"]}
+    done = run(ROOT / "tests/k8s/run", "--only", "install", env={**os.environ, **empty})
+    assert done.returncode == 2 and "no cluster can be asked" in done.stderr, (done.returncode, done.stderr)
+
+
 TESTS = [
     archive_holds_the_binary_and_nothing_else,
     archive_is_reproducible,
@@ -170,6 +191,8 @@ TESTS = [
     dockerignore_lets_the_build_through,
     compose_fits_its_schema,
     compose_is_one_cluster,
+    end_to_end_run_renders_every_step,
+    end_to_end_run_says_that_there_is_no_cluster,
 ]
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .fleet import Fleet
@@ -19,10 +20,22 @@ def spread(fleet: Fleet) -> dict[str, str]:
     return nodes
 
 
+def down(run: Run, action: str, *nodes: str) -> None:
+    """Ends machines, all at the same time. They come back after the step if it did not get so far."""
+    away = set(nodes)
+    run.away |= away
+    run.afterwards(lambda: back(run, *(away & run.away)))
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        list(pool.map(lambda node: run.tool("node", node, action), nodes))
+
+
 def back(run: Run, *nodes: str) -> None:
     """Starts machines again, and waits until Kubernetes finds them ready."""
-    for node in nodes:
-        run.tool("node", node, "start")
+    if not nodes:
+        return
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        list(pool.map(lambda node: run.tool("node", node, "start"), nodes))
+    run.away -= set(nodes)
 
     def all_ready():
         items = [each for each in run.kube.items("nodes") if each["metadata"]["name"] in nodes]
@@ -52,8 +65,7 @@ def machine_stops(run: Run) -> None:
     fleet, nodes = run.fleet, spread(run.fleet)
     slot = fleet.leader()
     before = {slot: fleet.identities()[slot]}
-    run.afterwards(run.tool, "heal")
-    run.tool("node", nodes[slot], "stop")
+    down(run, "stop", nodes[slot])
     noticed(run, nodes[slot])
     goes_on(fleet)
     fleet.fault()
@@ -66,7 +78,7 @@ def power_cut(run: Run) -> None:
     fleet, nodes = run.fleet, spread(run.fleet)
     slot = fleet.leader()
     before = {slot: fleet.identities()[slot]}
-    run.tool("node", nodes[slot], "powercut")
+    down(run, "powercut", nodes[slot])
     goes_on(fleet)
     fleet.fault()
     back(run, nodes[slot])
@@ -81,8 +93,7 @@ def power_cut_of_all(run: Run) -> None:
     cluster, before = fleet.cluster_id(), fleet.identities()
     machines = [node["metadata"]["name"] for node in run.kube.items("nodes")]
     fleet.fault()
-    for node in machines:
-        run.tool("node", node, "powercut")
+    down(run, "powercut", *machines)
     back(run, *machines)
     fleet.whole(3, before, seconds=240)
     if fleet.cluster_id() != cluster:

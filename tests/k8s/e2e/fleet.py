@@ -48,12 +48,16 @@ class Fleet:
         self.helm.uninstall(self.release)
         eventually("the pods of the release to go", lambda: not self.kube.items("pods", "--selector", self.selector), 120)
 
-    def remove(self) -> None:
-        """Removes everything, the volumes too, and ends the load."""
+    def end_load(self) -> None:
+        """Nobody writes, reads or watches any more."""
         if self.load:
             self.load.stop()
         self.watch.stop()
         self.endpoints.stop()
+
+    def remove(self) -> None:
+        """Removes everything, the volumes too, and ends the load."""
+        self.end_load()
         self.uninstall()
         self.kube("delete", "persistentvolumeclaims", "--selector", self.selector, "--ignore-not-found")
 

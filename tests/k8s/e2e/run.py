@@ -75,6 +75,8 @@ class Run:
         # Undoes what a step did outside the namespaces.
         self.undo = contextlib.ExitStack()
         self.namespaces: list[str] = []
+        # The machines that a step has taken away and not yet brought back.
+        self.away: set[str] = set()
         self.rows: list[Row] = []
 
     # --- installations
@@ -197,19 +199,18 @@ class Run:
                 before = kube.run("logs", pod.name, "--previous", "--tail", "20", check=False)
                 if before.returncode == 0:
                     print(f"--- {pod.name}, the container before\n{before.stdout}")
-        with contextlib.suppress(Exception):
-            self.clear()
-        if self.fleet is None:
-            # Whatever did not go by itself.
-            self.kube.run("delete", "statefulset,daemonset,pod,persistentvolumeclaim,configmap", "--all", "--wait", "--timeout", "90s",
-                          check=False, timeout=100)
+        # The next step begins with nothing, also where this one left something that does not go by itself.
+        self.clean_up()
+        self.make_namespace(self.namespace, "restricted")
 
     def clean_up(self) -> None:
         """Nothing of the run stays."""
-        with contextlib.suppress(Exception):
-            self.clear()
-        for name in self.namespaces:
-            done = self.kube.run("delete", "namespace", name, "--wait", "--timeout", "120s", check=False, timeout=150)
+        fleet, self.fleet = self.fleet, None
+        if fleet:
+            fleet.end_load()
+        while self.namespaces:
+            name = self.namespaces.pop()
+            done = self.kube.run("delete", "namespace", name, "--wait", "--timeout", "150s", check=False, timeout=180)
             if done.returncode != 0:
                 print(f"the namespace {name} could not be removed: {done.stderr.strip()}", flush=True)
 
