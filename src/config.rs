@@ -250,7 +250,11 @@ pub enum Seeds {
 impl ServeConfig {
     /// The `host:port` that clients are told: as configured, else this node's own peer host with the client port.
     pub fn advertised_client(&self) -> String {
-        let own = || self.discovery.place(&self.slot).map(|own| own.host).unwrap_or_default();
+        // The dot that ends a full name is for resolvers; clients in other languages stumble over it.
+        let own = || {
+            let host = self.discovery.place(&self.slot).map(|own| own.host).unwrap_or_default();
+            host.strip_suffix('.').map(str::to_owned).unwrap_or(host)
+        };
         self.advertise_client
             .clone()
             .unwrap_or_else(|| HostPort { host: own(), port: self.client_addr.port() }.to_string())
@@ -273,8 +277,9 @@ impl ServeConfig {
     /// How many nodes the scale file wants; `None` without one, and where it does not say. Reads the file, and then blocks.
     pub fn wanted_replicas(&self) -> Option<u32> {
         let path = self.scale_file.as_ref()?;
+        // Looked at again and again, and not every file says it: a node per machine has no number of replicas.
         let replicas = ScaleFile::read(path).and_then(|file| file.replicas());
-        replicas.inspect_err(|error| tracing::warn!(%error, "the wanted number of nodes is not known")).ok()
+        replicas.inspect_err(|error| tracing::debug!(%error, "the wanted number of nodes is not known")).ok()
     }
 
     fn check_seeds(&self, seeds: &[String]) -> Result<()> {

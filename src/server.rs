@@ -11,7 +11,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::{JoinHandle, JoinSet},
 };
 use tonic::transport::server::TcpIncoming;
@@ -19,9 +19,9 @@ use tonic::transport::server::TcpIncoming;
 use crate::{
     api,
     cluster::{
-        self, Scale,
+        self, OnMajorityLost, Scale,
         keeper::{self, Keeper},
-        run::{Founded, Genesis},
+        run::{Founded, Genesis, Outcome},
         standing::{Absent, Verdict},
     },
     config::ServeConfig,
@@ -163,6 +163,9 @@ fn open(config: &ServeConfig, metrics: &Arc<Metrics>) -> Result<Opened> {
     if let Binding::Left { cluster } = identity.identity().binding {
         tracing::info!(%cluster, "this directory left its cluster: its slot comes back as a new member");
         identity.reformat(uuid::Uuid::new_v4()).map_err(storage)?;
+    }
+    if let Binding::Superseded { cluster } = identity.identity().binding {
+        return Err(storage(store::StoreError::Superseded { dir: dir.to_owned(), cluster }));
     }
     let seeds = match config.seeds() {
         Ok(seeds) => seeds,
@@ -359,7 +362,15 @@ struct Start {
 impl Start {
     /// Finds or founds the cluster, runs in it, and returns only when it does not go on.
     async fn run(mut self, genesis: Genesis<IdentityFile>) -> Result<Ended> {
-        let Founded { cluster, founders, store: identity, published } = genesis.run().await?;
+        let Founded { cluster, founders, store: identity, published } = match genesis.run().await? {
+            Outcome::Bound(founded) => founded,
+            Outcome::Retired(identity) => {
+                // It acknowledged nothing under this incarnation, so nothing is lost with it.
+                let log = self.log.clone();
+                tokio::task::spawn_blocking(move || log.close()).await.map_err(storage)?.map_err(storage)?;
+                return self.reformat(identity, "it was retired before it had joined").await;
+            }
+        };
         self.peers.bind(cluster);
         let is_founder = founders.is_some();
         let options = raft::Options {
@@ -406,14 +417,22 @@ impl Start {
             self.leaderless.send_replace(absent.sentence(voters));
         };
         let standing = cluster::standing::watch(node.clone(), self.scale.clone(), seeds, is_founder, report);
+        let on_majority_lost = self.config.on_majority_lost;
+        let left_alone = async {
+            match on_majority_lost {
+                OnMajorityLost::Wait => std::future::pending().await,
+                OnMajorityLost::Recover => cluster::recovery::until_all_others_are_lost(&node).await,
+            }
+        };
         tokio::select! {
             error = node.failed() => Ok(Ended::Failed(error)),
             () = cluster::until_given_up(identity.identity().clone(), peers, self.scale.clone(), node.clone()) => {
                 self.give_up(&node, identity).await
             }
             asked = to_be_recovered(&mut self.recovery_asked, &node) => {
-                Ok(recover(&node, identity, &self.snapshots, asked).await)
+                Ok(recover(&node, identity, &self.snapshots, Some(asked.answer)).await)
             }
+            () = left_alone => Ok(recover(&node, identity, &self.snapshots, None).await),
             verdict = standing => self.act_on(verdict, &node, identity, published).await,
         }
     }
@@ -454,8 +473,13 @@ impl Start {
     }
 
     /// Stops Raft and makes the directory a new member's.
-    async fn format_anew(&self, node: &Node, mut identity: IdentityFile, why: &'static str) -> Result<Ended> {
+    async fn format_anew(&self, node: &Node, identity: IdentityFile, why: &'static str) -> Result<Ended> {
         node.shutdown().await?;
+        self.reformat(identity, why).await
+    }
+
+    /// Makes the directory, whose log is closed, a new member's.
+    async fn reformat(&self, mut identity: IdentityFile, why: &'static str) -> Result<Ended> {
         self.snapshots.close();
         tokio::task::spawn_blocking(move || identity.reformat(uuid::Uuid::new_v4()))
             .await
@@ -490,10 +514,12 @@ impl Start {
             }
             Verdict::Superseded { reason, by } => {
                 node.shutdown().await?;
-                Err(Error::Invalid(format!(
-                    "{reason}: slot {by} has heard of a later start of this data directory, or of another process that runs on a copy of \
-                     it; a directory is a member and must not be copied or rolled back: empty this one, and it joins as a new member"
-                )))
+                // Durable: every start raises the boot counter, so one that was only stopped would soon be taken for the later one.
+                let cluster =
+                    self.peers.cluster().ok_or_else(|| storage("only a bound node is superseded"))?;
+                cluster::run::save(identity, Binding::Superseded { cluster }).await?;
+                let error = store::StoreError::Superseded { dir: self.config.data_dir.clone(), cluster };
+                Err(Error::Storage(format!("{reason}, as slot {by} says: {error}")))
             }
         }
     }
@@ -515,7 +541,12 @@ async fn to_be_recovered(asked: &mut mpsc::Receiver<RecoveryAsked>, node: &Node)
 }
 
 /// Makes this node a cluster of one. Whatever came of it, Raft does not run any more.
-async fn recover(node: &Node, identity: IdentityFile, snapshots: &Snapshots, asked: RecoveryAsked) -> Ended {
+async fn recover(
+    node: &Node,
+    identity: IdentityFile,
+    snapshots: &Snapshots,
+    answer: Option<oneshot::Sender<Result<raft::Recovered>>>,
+) -> Ended {
     let outcome = cluster::recovery::go_on_alone(node, identity, snapshots).await;
     let ended = match &outcome {
         Ok(_) => Ended::StartOver { why: "it goes on as a new cluster of one" },
@@ -524,7 +555,9 @@ async fn recover(node: &Node, identity: IdentityFile, snapshots: &Snapshots, ask
             Ended::StartOver { why: "its recovery failed; it goes on as what its data directory says" }
         }
     };
-    // Whoever asked may have gone.
-    let _ = asked.answer.send(outcome);
+    if let Some(answer) = answer {
+        // Whoever asked may have gone.
+        let _ = answer.send(outcome);
+    }
     ended
 }

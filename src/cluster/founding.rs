@@ -16,7 +16,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     kubernetes::ApiError,
-    raft::{self, Node, ask_to_join, hello},
+    raft::{self, Node, NotJoined, ask_to_join, hello},
     store::{Binding, ClusterId, Identity, IdentityFile},
 };
 
@@ -25,12 +25,15 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an answer of the Kubernetes API is believed, while seeds wait and ask again and again.
 const CLAIM_FRESH: Duration = Duration::from_secs(2);
 
+/// The claim, or why it is not known.
+type KnownClaim = Result<Option<String>, String>;
+
 /// Other nodes, asked over the peer protocol.
 pub(super) struct RaftPeers {
     peers: Arc<raft::Peers>,
     scale: Arc<Scale>,
     /// What is known of the claim, and since when.
-    claim: Mutex<Option<(Instant, Result<Option<String>, String>)>>,
+    claim: Mutex<Option<(Instant, KnownClaim)>>,
 }
 
 impl RaftPeers {
@@ -38,7 +41,7 @@ impl RaftPeers {
         Self { peers, scale, claim: Mutex::new(None) }
     }
 
-    async fn ask_for_claim(&self) -> Result<Option<String>, String> {
+    async fn ask_for_claim(&self) -> KnownClaim {
         let Some(kubernetes) = self.scale.kubernetes() else { return Ok(None) };
         match kubernetes.claim().await {
             Ok(claim) => Ok(claim),
@@ -64,7 +67,7 @@ impl Peers for RaftPeers {
         })
     }
 
-    async fn join(&self, door: &Door) -> Result<ClusterId, String> {
+    async fn join(&self, door: &Door) -> Result<ClusterId, NotJoined> {
         ask_to_join(&self.peers, &door.slot, door.raft_id, Instant::now() + JOIN_TIMEOUT).await
     }
 

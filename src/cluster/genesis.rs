@@ -219,7 +219,9 @@ pub fn decide(me: &View, answers: &Answers, scope: &Scope) -> Step {
             Some(set) if !me.holds_data && all_others_are_gone(me, *cluster, set, answers) => Step::GiveUp,
             _ => Step::Stay,
         },
-        Binding::Left { cluster } => Step::Wait(Waiting::Retired { cluster: *cluster }),
+        Binding::Left { cluster } | Binding::Superseded { cluster } => {
+            Step::Wait(Waiting::Retired { cluster: *cluster })
+        }
         Binding::Formatted | Binding::Promised(_) => decide_unbound(me, answers, scope),
     }
 }
@@ -242,9 +244,9 @@ fn all_others_are_gone(me: &View, cluster: ClusterId, set: &FoundingSet, answers
             Some(Ok(answer)) => {
                 answer.incarnation != *incarnation
                     || match &answer.binding {
-                        Binding::Bound { cluster: theirs, .. } | Binding::Left { cluster: theirs } => {
-                            *theirs != cluster
-                        }
+                        Binding::Bound { cluster: theirs, .. }
+                        | Binding::Left { cluster: theirs }
+                        | Binding::Superseded { cluster: theirs } => *theirs != cluster,
                         Binding::Formatted | Binding::Promised(_) => false,
                     }
             }

@@ -1,4 +1,4 @@
-//! Who keeps the membership: the loop on the leader around [`plan`](super::plan).
+//! Who keeps the membership: the loop on the leader around [`plan`].
 //!
 //! # Flow
 //! Every node runs one; only a leader's acts. Each round it looks at who is in the cluster and who answers ([`Node::sight`]), answers the wishes

@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use super::genesis::{Answers, Door, Scope, SeedAnswer, Step, View, decide};
 use crate::{
     error::{Error, Result},
+    raft::NotJoined,
     store::identity::{Binding, ClusterId, FoundingSet, Identity},
 };
 
@@ -41,7 +42,7 @@ pub trait Peers: Send + Sync + 'static {
     ///
     /// # Errors
     /// Why it has not, as a sentence for the log.
-    async fn join(&self, door: &Door) -> Result<ClusterId, String>;
+    async fn join(&self, door: &Door) -> Result<ClusterId, NotJoined>;
 
     /// Other slots than the seeds' where members may be.
     async fn others(&self) -> Vec<String>;
@@ -93,6 +94,16 @@ pub struct Founded<S> {
     pub published: watch::Sender<Identity>,
 }
 
+/// How genesis ends.
+#[derive(Debug)]
+pub enum Outcome<S> {
+    /// The node is bound.
+    Bound(Founded<S>),
+    /// The cluster has retired this incarnation before it was bound: only another one can join. It acknowledged nothing, so its directory may be
+    /// formatted anew.
+    Retired(S),
+}
+
 /// The genesis of one node.
 pub struct Genesis<S> {
     seeds: Vec<String>,
@@ -129,7 +140,7 @@ impl<S: BindingStore> Genesis<S> {
     ///
     /// # Errors
     /// `Storage` if a step could not be made durable; the node must stop.
-    pub async fn run(self) -> Result<Founded<S>> {
+    pub async fn run(self) -> Result<Outcome<S>> {
         let Self { seeds, mut store, peers, options, published, waiting } = self;
         loop {
             let identity = store.identity();
@@ -137,7 +148,7 @@ impl<S: BindingStore> Genesis<S> {
                 waiting.send_replace(None);
                 let (slot, incarnation) = (identity.slot, identity.incarnation);
                 tracing::info!(%cluster, slot, %incarnation, "bound to its cluster");
-                return Ok(Founded { cluster, founders, store, published });
+                return Ok(Outcome::Bound(Founded { cluster, founders, store, published }));
             }
             let me = view(identity, false);
             let others = peers.others().await.into_iter().filter(|slot| !seeds.contains(slot)).collect();
@@ -170,7 +181,8 @@ impl<S: BindingStore> Genesis<S> {
                         tracing::info!(%cluster, "joined as a learner");
                         Binding::Bound { cluster, founders: None }
                     }
-                    Err(why) => {
+                    Err(NotJoined::Retired) => return Ok(Outcome::Retired(store)),
+                    Err(NotJoined::Because(why)) => {
                         tell(&waiting, why);
                         pause(options).await;
                         continue;
@@ -243,17 +255,17 @@ fn view(identity: Identity, holds_data: bool) -> View {
 }
 
 /// Tries one door after another.
-async fn join(peers: &dyn Peers, doors: &[Door]) -> Result<ClusterId, String> {
+async fn join(peers: &dyn Peers, doors: &[Door]) -> Result<ClusterId, NotJoined> {
     let mut why = String::new();
     for door in doors {
         match peers.join(door).await {
-            Ok(cluster) => return Ok(cluster),
-            Err(error) => {
-                why = format!("joining cluster {} through slot {}: {error}", door.cluster, door.slot)
+            Err(NotJoined::Because(error)) => {
+                why = format!("joining cluster {} through slot {}: {error}", door.cluster, door.slot);
             }
+            done => return done,
         }
     }
-    Err(why)
+    Err(NotJoined::Because(why))
 }
 
 /// Asks everybody else once, all at the same time, and decides as soon as the answers allow a step.

@@ -105,7 +105,7 @@ pub fn judge(me: &Me, answers: &BTreeMap<String, Result<HelloAnswer, String>>) -
     let heard = || answers.values().filter_map(|answer| answer.as_ref().ok());
     let cluster_of = |answer: &HelloAnswer| match answer.binding {
         Binding::Bound { cluster, .. } => Some(cluster),
-        Binding::Formatted | Binding::Promised(_) | Binding::Left { .. } => None,
+        Binding::Formatted | Binding::Promised(_) | Binding::Left { .. } | Binding::Superseded { .. } => None,
     };
     for answer in heard().filter(|answer| cluster_of(answer) == Some(me.cluster)) {
         match answer.refused.as_str() {

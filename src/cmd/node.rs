@@ -38,7 +38,7 @@ pub(super) async fn start(config: ServeConfig) -> Result<Server> {
 }
 
 /// Runs one node until a signal or until it cannot go on.
-pub(super) async fn run(config: ServeConfig) -> Result<()> {
+pub(super) async fn run(mut config: ServeConfig) -> Result<()> {
     let mut stop = StopSignal::listen()?;
     loop {
         let server = start(config.clone()).await?;
@@ -50,5 +50,7 @@ pub(super) async fn run(config: ServeConfig) -> Result<()> {
             },
         }
         server.shutdown(false).await?;
+        // Emptied was the directory at the start of the process. What it holds now is what the node starts over with.
+        config.ephemeral = false;
     }
 }

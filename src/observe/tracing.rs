@@ -40,7 +40,9 @@ impl fmt::Display for LogFormat {
 }
 
 /// Libraries whose own chatter below warnings helps nobody, unless it is asked for by name.
-const QUIET: [&str; 6] = ["h2", "hyper", "hyper_util", "tower", "sled", "openraft"];
+const QUIET: [&str; 7] = ["h2", "hyper", "hyper_util", "tower", "sled", "openraft", "hickory"];
+/// Libraries whose errors come back to us, and are told by us in a sentence.
+const SILENT: [&str; 1] = ["kube_client"];
 
 /// Reads a level (`off`, `error`, `warn`, `info`, `debug`, `trace`) or a list of `target=level` separated by commas.
 ///
@@ -63,15 +65,13 @@ pub fn parse_level(level: &str) -> Result<EnvFilter> {
             return Err(invalid(format!("\"{directive}\" is unknown")));
         }
     }
-    let mut all: Vec<String> = QUIET
-        .iter()
-        .filter(|quiet| !directives.iter().any(|d| d.split(['=', ':']).next() == Some(**quiet)))
-        .map(|quiet| format!("{quiet}=warn"))
-        .collect();
+    let unnamed = |library: &&&str| !directives.iter().any(|d| d.split(['=', ':']).next() == Some(**library));
+    let mut all: Vec<String> = QUIET.iter().filter(unnamed).map(|quiet| format!("{quiet}=warn")).collect();
     // Whoever wants less than warnings gets no more of libraries either.
     if directives.iter().any(|d| ["off", "error"].contains(d)) {
         all.clear();
     }
+    all.extend(SILENT.iter().filter(unnamed).map(|silent| format!("{silent}=off")));
     all.extend(directives.iter().map(|d| (*d).to_owned()));
     EnvFilter::builder().parse(all.join(",")).map_err(|error| invalid(error.to_string()))
 }

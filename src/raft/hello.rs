@@ -53,7 +53,8 @@ pub(super) fn answer(
         Binding::Formatted => (pb::BindState::Formatted, None),
         Binding::Promised(set) => (pb::BindState::Promised, Some(set)),
         Binding::Bound { founders, .. } => (pb::BindState::Bound, founders.as_ref()),
-        Binding::Left { .. } => (pb::BindState::Left, None),
+        // Never heard of: such a node does not serve.
+        Binding::Left { .. } | Binding::Superseded { .. } => (pb::BindState::Left, None),
     };
     let seed = |slot: &str, incarnation: [u8; 16], raft_id: u64| pb::Seed {
         slot: slot.into(),
@@ -81,7 +82,7 @@ pub(super) fn answer(
         refused: String::new(),
         seeds: match binding {
             Binding::Formatted | Binding::Promised(_) => seeds.to_vec(),
-            Binding::Bound { .. } | Binding::Left { .. } => Vec::new(),
+            Binding::Bound { .. } | Binding::Left { .. } | Binding::Superseded { .. } => Vec::new(),
         },
     }
 }

@@ -50,4 +50,4 @@ pub use recover::Recovered;
 pub use report::{Member, NodeMetrics, Role};
 pub use state_machine::{SharedState, SnapshotEvent};
 pub use types::{Outcomes, PeerNode, Proposal, TypeConfig};
-pub use wish::{Asked, MemberSight, MemberWish, Newcomer, Sight, ask_to_join};
+pub use wish::{Asked, MemberSight, MemberWish, Newcomer, NotJoined, Sight, ask_to_join};

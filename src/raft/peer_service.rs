@@ -373,10 +373,15 @@ impl peer_server::Peer for PeerService {
         }
         let node = self.host.running().map_err(|s| *s)?;
         let deadline = deadline(request.timeout_ms);
-        let done = if first_hop { node.wish(wish, deadline).await } else { node.keep(wish, deadline).await };
         let cluster_id = self.host.peers.cluster().map(|id| id.0.to_vec().into()).unwrap_or_default();
+        if let MemberWish::Join(newcomer) = &wish
+            && node.state().read().retired().contains(&newcomer.raft_id)
+        {
+            return Ok(Response::new(pb::ChangeMemberResponse { cluster_id, error: None, retired: true }));
+        }
+        let done = if first_hop { node.wish(wish, deadline).await } else { node.keep(wish, deadline).await };
         let error = done.err().map(|error| to_leader::error_to_pb(&error));
-        Ok(Response::new(pb::ChangeMemberResponse { cluster_id, error }))
+        Ok(Response::new(pb::ChangeMemberResponse { cluster_id, error, retired: false }))
     }
 
     async fn hand_over(

@@ -123,7 +123,7 @@ impl Node {
         match self.leader() {
             Some(leader) if leader.id != self.peers().myself().raft_id => {
                 let header = self.peers().header(leader.id);
-                ask(self.peers(), &leader, header, &wish, deadline).await.map(drop)
+                done(ask(self.peers(), &leader, header, &wish, deadline).await?.error)
             }
             Some(_) | None => Err(Error::Unavailable(
                 "there is no leader to change the membership; a majority of the voters must be up and connected".into(),
@@ -247,21 +247,37 @@ impl Node {
     }
 }
 
+/// Why a node has not joined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotJoined {
+    /// The cluster has retired this incarnation, for ever.
+    Retired,
+    /// A sentence for the log: it may be asked again.
+    Because(String),
+}
+
 /// Asks the node in a slot to let this one join, and returns the cluster it has joined as a learner.
 ///
 /// # Errors
-/// A sentence for the log.
+/// See [`NotJoined`].
 pub async fn ask_to_join(
     peers: &Peers,
     slot: &str,
     raft_id: u64,
     deadline: Instant,
-) -> std::result::Result<ClusterId, String> {
+) -> std::result::Result<ClusterId, NotJoined> {
     let me = peers.identity();
     let newcomer = Newcomer { raft_id: me.raft_id, slot: me.slot, incarnation: me.incarnation };
     let asked = NodeRef { id: raft_id, slot: slot.into() };
-    let cluster = ask(peers, &asked, peers.header(raft_id), &MemberWish::Join(newcomer), deadline).await;
-    cluster.map_err(|error| error.to_string())?.ok_or_else(|| "the answer names no cluster".into())
+    let because = |error: Error| NotJoined::Because(error.to_string());
+    let answer = ask(peers, &asked, peers.header(raft_id), &MemberWish::Join(newcomer), deadline).await;
+    let answer = answer.map_err(because)?;
+    if answer.retired {
+        return Err(NotJoined::Retired);
+    }
+    done(answer.error).map_err(because)?;
+    let cluster = <[u8; 16]>::try_from(&answer.cluster_id[..]).map(ClusterId);
+    cluster.map_err(|_| NotJoined::Because("the answer names no cluster".into()))
 }
 
 async fn ask(
@@ -270,22 +286,22 @@ async fn ask(
     header: pb::PeerHeader,
     wish: &MemberWish,
     deadline: Instant,
-) -> Result<Option<ClusterId>> {
+) -> Result<pb::ChangeMemberResponse> {
     let mut client = peers.client(&to.slot, Lane::Control).map_err(Error::Unavailable)?;
     let request = pb::ChangeMemberRequest {
         header: Some(header),
         wish: Some(to_pb(wish)),
         timeout_ms: millis_left(deadline),
     };
-    let answer = match timeout_at(deadline, client.change_member(request)).await {
-        Ok(Ok(answer)) => answer.into_inner(),
-        Ok(Err(status)) => return Err(Error::Unavailable(format!("{to}: {}", status.message()))),
-        Err(_) => return Err(Error::Unavailable(format!("{to} did not answer in time"))),
-    };
-    match answer.error {
-        Some(error) => Err(error_from_pb(error, |_| None)),
-        None => Ok(<[u8; 16]>::try_from(&answer.cluster_id[..]).ok().map(ClusterId)),
+    match timeout_at(deadline, client.change_member(request)).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(Error::Unavailable(format!("{to}: {}", status.message()))),
+        Err(_) => Err(Error::Unavailable(format!("{to} did not answer in time"))),
     }
+}
+
+fn done(error: Option<pb::ForwardError>) -> Result<()> {
+    error.map_or(Ok(()), |error| Err(error_from_pb(error, |_| None)))
 }
 
 fn to_pb(wish: &MemberWish) -> pb::change_member_request::Wish {

@@ -31,6 +31,18 @@ pub enum StoreError {
         /// The data directory.
         dir: PathBuf,
     },
+    /// It was told by its cluster that it is an older start, or a copy, of a member's directory.
+    #[error(
+        "the data directory {} is an older state or a copy of a member's of cluster {cluster}, which told it so: a directory is a member and \
+         must not be copied or rolled back; give this node an empty directory, and it joins as a new member",
+        .dir.display()
+    )]
+    Superseded {
+        /// The data directory.
+        dir: PathBuf,
+        /// The cluster.
+        cluster: super::ClusterId,
+    },
     /// Written by a later release.
     #[error(
         "{} has format {found}, and this release reads up to {known}: start the release that wrote it, or a later one",
@@ -146,6 +158,7 @@ impl From<StoreError> for io::Error {
             StoreError::Missing { .. } => io::ErrorKind::NotFound,
             StoreError::Damaged { .. }
             | StoreError::BelowMark { .. }
+            | StoreError::Superseded { .. }
             | StoreError::OtherSlot { .. }
             | StoreError::OtherIncarnation { .. } => io::ErrorKind::InvalidData,
         };

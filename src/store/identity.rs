@@ -74,6 +74,12 @@ pub enum Binding {
         /// The cluster left.
         cluster: ClusterId,
     },
+    /// A later start of this directory, or another process of the same start, was heard: it is an older copy of a member's, or was
+    /// copied while it was one. It must not act as that member ever again, and a higher boot counter must not make it one.
+    Superseded {
+        /// The cluster whose member it is a copy of.
+        cluster: ClusterId,
+    },
 }
 
 /// The identity record.

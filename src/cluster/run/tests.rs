@@ -31,6 +31,7 @@ fn empty_disk(slot: &str) -> Disk {
 }
 
 /// Keeps the binding on a `Disk`, and every cluster that anybody ever bound itself to in `founded`.
+#[derive(Debug)]
 struct FakeStore {
     disk: Disk,
     founded: Arc<Mutex<BTreeSet<ClusterId>>>,
@@ -58,6 +59,10 @@ struct Net {
     cut: Mutex<BTreeSet<(String, String)>>,
     /// The share of questions that are lost, and the dice.
     loss: Mutex<(f64, StdRng)>,
+    /// What those who let somebody join, or not, answer; by slot.
+    doors: Mutex<BTreeMap<String, Result<ClusterId, NotJoined>>>,
+    /// What the Kubernetes API says of a claim.
+    claim: Mutex<Result<Option<String>, String>>,
 }
 
 impl Net {
@@ -100,8 +105,11 @@ impl Peers for FakePeers {
         Ok(SeedAnswer { slot, incarnation, binding, seeds: Vec::new() })
     }
 
-    async fn join(&self, door: &Door) -> Result<ClusterId, String> {
-        Err(format!("slot {} lets nobody in", door.slot))
+    async fn join(&self, door: &Door) -> Result<ClusterId, NotJoined> {
+        if let Some(answer) = self.net.doors.lock().unwrap().get(&door.slot) {
+            return answer.clone();
+        }
+        Err(NotJoined::Because(format!("slot {} lets nobody in", door.slot)))
     }
 
     async fn others(&self) -> Vec<String> {
@@ -109,15 +117,24 @@ impl Peers for FakePeers {
     }
 
     async fn claim(&self) -> Result<Option<String>, String> {
-        Ok(None)
+        self.net.claim.lock().unwrap().clone()
     }
 }
 
 /// A seed that runs.
 struct Running {
-    task: JoinHandle<Result<Founded<FakeStore>>>,
+    task: JoinHandle<Result<Outcome<FakeStore>>>,
     published: watch::Receiver<Identity>,
     waiting: watch::Receiver<Option<String>>,
+}
+
+impl<S> Outcome<S> {
+    fn bound(self) -> Founded<S> {
+        match self {
+            Self::Bound(founded) => founded,
+            Self::Retired(_) => panic!("it was retired"),
+        }
+    }
 }
 
 impl Running {
@@ -129,7 +146,7 @@ impl Running {
     }
 
     async fn founded(self) -> Founded<FakeStore> {
-        within(self.task, "bound").await.expect("no panic").expect("no error")
+        within(self.task, "bound").await.expect("no panic").expect("no error").bound()
     }
 }
 
@@ -151,6 +168,8 @@ impl Cluster {
             running: Mutex::default(),
             cut: Mutex::default(),
             loss: Mutex::new((0.0, StdRng::seed_from_u64(seed))),
+            doors: Mutex::default(),
+            claim: Mutex::new(Ok(None)),
         };
         let disks = SLOTS.map(|slot| (slot, empty_disk(slot))).into();
         Self { net: Arc::new(net), disks, founded: Arc::default() }
@@ -274,15 +293,47 @@ async fn one_bound_seed_is_enough_to_follow() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wiped_seed_waits_before_the_cluster_that_does_not_name_it() {
+async fn a_wiped_seed_asks_to_join_the_cluster_that_does_not_name_it() {
     let mut cluster = Cluster::new(1);
     let id = cluster.all_founded(SLOTS.map(|slot| cluster.start(slot))).await;
     cluster.wipe("2");
     let mut newcomer = cluster.start("2");
-    let reason = newcomer.waits_with("does not name this node").await;
-    assert!(reason.contains(&id.to_string()) && reason.contains("later release"), "{reason}");
+    let reason = newcomer.waits_with("lets nobody in").await;
+    assert!(reason.contains(&format!("joining cluster {id} through slot")), "{reason}");
     assert_eq!(cluster.identity("2").binding, Binding::Formatted);
-    assert!(!newcomer.task.is_finished());
+    // The first door stays shut; the other one opens.
+    cluster.net.doors.lock().unwrap().insert("1".into(), Ok(id));
+    let joined = newcomer.founded().await;
+    assert_eq!((joined.cluster, joined.founders), (id, None));
+    assert_eq!(cluster.identity("2").binding, Binding::Bound { cluster: id, founders: None });
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_incarnation_that_was_retired_before_it_was_bound_ends_as_that() {
+    let mut cluster = Cluster::new(1);
+    cluster.all_founded(SLOTS.map(|slot| cluster.start(slot))).await;
+    cluster.wipe("2");
+    cluster.net.doors.lock().unwrap().insert("0".into(), Err(NotJoined::Retired));
+    let outcome = within(cluster.start("2").task, "ended").await.unwrap().unwrap();
+    assert!(matches!(outcome, Outcome::Retired(_)), "{outcome:?}");
+    assert_eq!(cluster.identity("2").binding, Binding::Formatted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn empty_seeds_wait_while_a_claim_stands_or_may_stand() {
+    let cluster = Cluster::new(1);
+    *cluster.net.claim.lock().unwrap() = Err("the API does not answer".into());
+    let mut seeds = SLOTS.map(|slot| cluster.start(slot));
+    for seed in &mut seeds {
+        seed.waits_with("whether these seeds had one is not known: the API does not answer").await;
+    }
+    *cluster.net.claim.lock().unwrap() = Ok(Some("c0ffee".into()));
+    for seed in &mut seeds {
+        seed.waits_with("their cluster c0ffee was written to before").await;
+    }
+    assert!(cluster.founded.lock().unwrap().is_empty());
+    *cluster.net.claim.lock().unwrap() = Ok(None);
+    cluster.all_founded(seeds).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -310,8 +361,8 @@ async fn a_founder_left_alone_gives_up_and_founds_anew() {
     cluster.wipe("1");
     cluster.wipe("2");
     let [mut b, mut c] = ["1", "2"].map(|slot| cluster.start(slot));
-    b.waits_with("does not name this node").await;
-    c.waits_with("does not name this node").await;
+    b.waits_with("lets nobody in").await;
+    c.waits_with("lets nobody in").await;
     assert_eq!(within(watch(true), "settled").await, Watched::Settled, "what it holds is not thrown away");
     assert_eq!(within(watch(false), "given up").await, Watched::GiveUp);
 
@@ -354,7 +405,7 @@ async fn a_lone_seed_founds_at_once() {
     let cluster = Cluster::new(1);
     let store = FakeStore { disk: cluster.disks["0"].clone(), founded: cluster.founded.clone() };
     let genesis = Genesis::new(store, vec!["0".into()], cluster.peers("0"), Options::default());
-    let founded = within(genesis.run(), "bound").await.unwrap();
+    let founded = within(genesis.run(), "bound").await.unwrap().bound();
     assert_eq!(founded.founders.unwrap().0, [("0".to_string(), cluster.identity("0").incarnation)].into());
     assert_eq!(founded.store.identity().binding, cluster.identity("0").binding);
 }
@@ -395,7 +446,7 @@ async fn nothing_is_spoken_of_before_it_is_durable() {
     tokio::task::spawn_blocking(move || has_begun.recv()).await.unwrap().unwrap();
     assert_eq!(published.borrow().binding, Binding::Formatted);
     verdict.send(Ok(())).unwrap();
-    let founded = within(task, "bound").await.unwrap().unwrap();
+    let founded = within(task, "bound").await.unwrap().unwrap().bound();
     assert_eq!(published.borrow().binding, founded.store.identity().binding);
 }
 

@@ -14,8 +14,8 @@
 //! | 1 | 1 while what belonged to the previous incarnation is being removed, 2 while a recovered state takes its place, else 0 |
 //! | 8 | boot counter |
 //! | string | slot |
-//! | 1 | binding: 0 formatted, 1 promised, 2 bound, 3 left |
-//! | ... | promised: set; bound: cluster id (16), 1 and set or 0; left: cluster id (16) |
+//! | 1 | binding: 0 formatted, 1 promised, 2 bound, 3 left, 4 superseded |
+//! | ... | promised: set; bound: cluster id (16), 1 and set or 0; left, superseded: cluster id (16) |
 //! | 4 | CRC32C of everything before |
 
 use std::{
@@ -278,6 +278,10 @@ fn encode(identity: &Identity, pending: Pending) -> Vec<u8> {
             out.push(3);
             out.extend_from_slice(&cluster.0);
         }
+        Binding::Superseded { cluster } => {
+            out.push(4);
+            out.extend_from_slice(&cluster.0);
+        }
     }
     let checksum = crc32c::crc32c(&out);
     out.extend_from_slice(&checksum.to_be_bytes());
@@ -309,6 +313,7 @@ fn take_binding(decoder: &mut Decoder<'_>) -> Result<Binding, Malformed> {
             Binding::Bound { cluster, founders }
         }
         3 => Binding::Left { cluster: ClusterId(decoder.array()?) },
+        4 => Binding::Superseded { cluster: ClusterId(decoder.array()?) },
         _ => return Err(Malformed),
     })
 }
@@ -366,7 +371,7 @@ mod tests {
         FoundingSet([("0".into(), uuid(0x10)), ("1".into(), uuid(0x11)), ("2".into(), uuid(0x12))].into())
     }
 
-    fn bindings() -> [Binding; 5] {
+    fn bindings() -> [Binding; 6] {
         let cluster = set().cluster_id();
         [
             Binding::Formatted,
@@ -374,6 +379,7 @@ mod tests {
             Binding::Bound { cluster, founders: Some(set()) },
             Binding::Bound { cluster, founders: None },
             Binding::Left { cluster },
+            Binding::Superseded { cluster },
         ]
     }
 
