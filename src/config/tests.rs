@@ -166,7 +166,7 @@ fn bad_values_name_the_key_the_value_and_what_is_allowed() {
 fn a_pod_takes_its_slot_from_its_name() {
     let config = ServeConfig::new(pod(), &machine("larder-7")).unwrap();
     assert_eq!(config.slot, "7");
-    assert_eq!(config.advertised_client(), "larder-7.larder-headless.ns.svc.cluster.local.:7400");
+    assert_eq!(config.advertised_client(), "larder-7.larder-headless.ns.svc.cluster.local:7400");
     assert_eq!(config.seeds().unwrap(), ["0", "1", "2"]);
     let told = RawConfig { slot: Some("3".into()), ..pod() };
     assert_eq!(ServeConfig::new(told, &machine("larder-7")).unwrap().slot, "3");
