@@ -49,11 +49,15 @@ impl std::error::Error for DialError {}
 /// Where to dial, as a text `host:port`; an error is a sentence.
 type Whereto = dyn Fn() -> Result<String, String> + Send + Sync;
 
+/// Where the place was seen at last, if anywhere.
+type Seen = dyn Fn() -> Option<IpAddr> + Send + Sync;
+
 /// Dials one place anew whenever it is called, and asks each time where that is. The URI of the endpoint only names it in requests.
 #[derive(Clone)]
 pub struct Connector {
     whereto: Arc<Whereto>,
     resolver: Arc<dyn Resolver>,
+    seen: Option<Arc<Seen>>,
 }
 
 impl fmt::Debug for Connector {
@@ -68,7 +72,14 @@ impl Connector {
         resolver: Arc<dyn Resolver>,
         whereto: impl Fn() -> Result<String, String> + Send + Sync + 'static,
     ) -> Self {
-        Self { whereto: Arc::new(whereto), resolver }
+        Self { whereto: Arc::new(whereto), resolver, seen: None }
+    }
+
+    /// The same, which also tries the address that `seen` gives, with the same port, when the name leads nowhere: DNS may remember for half a
+    /// minute that a pod was not there, or where it was.
+    #[must_use]
+    pub fn or_where_seen(self, seen: impl Fn() -> Option<IpAddr> + Send + Sync + 'static) -> Self {
+        Self { seen: Some(Arc::new(seen)), ..self }
     }
 
     /// A connector to `address`, `host:port`.
@@ -91,7 +102,20 @@ impl Connector {
         let HostPort { host, port } = address
             .parse()
             .map_err(|why| DialError::Nowhere(format!("{address:?} is not host:port: {why}")))?;
-        let resolved = self.resolver.resolve(&host, port).await.map_err(DialError::Unresolved)?;
+        let failure = match self.dial_by_name(&host, port).await {
+            Ok(stream) => return Ok(stream),
+            Err(failure) => failure,
+        };
+        let seen = self.seen.as_ref().and_then(|seen| seen()).map(|ip| SocketAddr::new(ip, port));
+        match seen {
+            // What went wrong with the name is what is to be mended.
+            Some(address) => connect(address).await.map_err(|_| failure),
+            None => Err(failure),
+        }
+    }
+
+    async fn dial_by_name(&self, host: &str, port: u16) -> Result<TcpStream, DialError> {
+        let resolved = self.resolver.resolve(host, port).await.map_err(DialError::Unresolved)?;
         let named = host.parse::<IpAddr>().is_err();
         let mut failure = DialError::Unresolved("it has no address".into());
         for address in resolved.into_iter().take(MAX_ADDRESSES) {

@@ -183,15 +183,14 @@ impl Host {
     }
 
     /// Why every call but Hello of this sender is refused, if that is for good: it is an old incarnation or an old start of a member.
-    fn why_refused(&self, header: Option<pb::PeerHeader>) -> Option<&'static str> {
-        let header = Header::try_from(header?).ok()?;
+    fn why_refused(&self, header: &Header) -> Option<&'static str> {
         let node = self.node()?;
         if header.cluster.is_none() || header.cluster != self.peers.cluster() {
             return None;
         }
         if node.state().read().retired().contains(&header.from.raft_id) {
-            let from = header.from;
-            return Some(Refusal::Retired { slot: from.slot, raft_id: from.raft_id }.reason());
+            let (slot, raft_id) = (header.from.slot.clone(), header.from.raft_id);
+            return Some(Refusal::Retired { slot, raft_id }.reason());
         }
         self.peers.heard().compare(&header.from).err().map(|refusal| refusal.reason())
     }
@@ -246,13 +245,19 @@ fn not_leader(error: Error) -> Status {
 impl peer_server::Peer for PeerService {
     async fn hello(&self, request: Request<pb::HelloRequest>) -> Result<Response<pb::HelloResponse>, Status> {
         // Answered to anybody: asking who we are is how others find out that they mean somebody else.
+        let from = request.remote_addr();
         let mut answer = hello::answer(
             self.host.peers.header(0),
             &self.host.binding(),
             &self.host.peers.myself().seeds,
             self.host.node().map(|n| &**n),
         );
-        answer.refused = self.host.why_refused(request.into_inner().header).unwrap_or_default().into();
+        if let Some(Ok(header)) = request.into_inner().header.map(Header::try_from) {
+            answer.refused = self.host.why_refused(&header).unwrap_or_default().into();
+            if let Some(from) = from {
+                self.host.peers.saw(&header.from.slot, from.ip());
+            }
+        }
         Ok(Response::new(answer))
     }
 

@@ -7,6 +7,7 @@
 use std::{
     collections::HashMap,
     fmt::Debug,
+    net::IpAddr,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
@@ -85,7 +86,11 @@ pub struct Peers {
     resolver: Arc<dyn Resolver>,
     channels: Mutex<HashMap<(String, Lane), Channel>>,
     heard: Heard,
+    seen_at: Arc<Mutex<HashMap<String, IpAddr>>>,
 }
+
+/// Slots whose callers' addresses are remembered, at most: far more than a cluster has.
+const MAX_SEEN: usize = 256;
 
 /// A peer that does not answer a ping so long is gone, however alive its connection looks.
 const KEEPALIVE: Duration = Duration::from_secs(1);
@@ -107,6 +112,7 @@ impl Peers {
             resolver,
             channels: Mutex::new(HashMap::new()),
             heard: Heard::new(),
+            seen_at: Arc::default(),
         })
     }
 
@@ -118,6 +124,15 @@ impl Peers {
     /// The cluster this node is bound to, if it is.
     pub fn cluster(&self) -> Option<ClusterId> {
         self.cluster.get().copied()
+    }
+
+    /// Somebody who says it is in `slot` called from this address. A hint for dialling it while its name leads nowhere, kept in memory alone:
+    /// who is really there, the handshake of every call finds out.
+    pub(crate) fn saw(&self, slot: &str, from: IpAddr) {
+        let mut seen = self.seen_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.len() < MAX_SEEN || seen.contains_key(slot) {
+            seen.insert(slot.to_owned(), from.to_canonical());
+        }
     }
 
     /// The latest start of each member, as this node knows it.
@@ -191,6 +206,8 @@ impl Peers {
         let whereto =
             move || directory.address(&named).ok_or_else(|| format!("nobody says where slot {named} is"));
         let address = whereto()?;
+        let (seen_at, named) = (self.seen_at.clone(), slot.to_owned());
+        let seen = move || seen_at.lock().unwrap_or_else(PoisonError::into_inner).get(&named).copied();
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|e| format!("the address {address} of slot {slot} is not host:port: {e}"))?;
         Ok(endpoint
@@ -199,7 +216,7 @@ impl Peers {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
-            .connect_with_connector_lazy(Connector::new(self.resolver.clone(), whereto)))
+            .connect_with_connector_lazy(Connector::new(self.resolver.clone(), whereto).or_where_seen(seen)))
     }
 }
 

@@ -94,3 +94,27 @@ async fn a_slot_that_nobody_knows_is_said() {
     let me = peers("0", Uuid::from_u128(10), Arc::default());
     assert_eq!(hello(&me, "7").await.unwrap_err(), "nobody says where slot 7 is");
 }
+
+#[tokio::test]
+async fn who_called_is_dialled_back_while_its_name_leads_nowhere() {
+    let table = Arc::new(TableResolver::new());
+    table.refuse("node-1", "there is no such name");
+    let incarnation = Uuid::from_u128(11);
+    let peer = Peer::serve(incarnation).await;
+    // The port stands in the list of peers, as the address that was seen has none.
+    let directory = BTreeMap::from([("1".to_string(), format!("node-1:{}", peer.address.port()))]);
+    let me = peers("0", Uuid::from_u128(10), table.clone());
+    let myself = Myself { slot: "0".into(), seeds: Vec::new(), client_address: String::new(), ..*me.myself() };
+    let me = Peers::new(myself, Arc::new(SystemClock::new()), Arc::new(directory), table.clone());
+    assert!(hello(&me, "1").await.unwrap_err().contains("there is no such name"));
+    me.saw("1", peer.address.ip());
+    assert_eq!(hello(&me, "1").await.unwrap().from.incarnation, incarnation);
+    peer.stop().await;
+    // What is wrong with the name is said, not what is wrong with the hint.
+    loop {
+        let why = hello(&me, "1").await.unwrap_err();
+        if why.contains("there is no such name") {
+            break;
+        }
+    }
+}
