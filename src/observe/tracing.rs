@@ -40,7 +40,9 @@ impl fmt::Display for LogFormat {
 }
 
 /// Libraries whose own chatter below warnings helps nobody, unless it is asked for by name.
-const QUIET: [&str; 7] = ["h2", "hyper", "hyper_util", "tower", "sled", "openraft", "hickory"];
+const QUIET: [&str; 6] = ["h2", "hyper", "hyper_util", "tower", "sled", "hickory"];
+/// Libraries that warn many times a second of what we report once: openraft of each heartbeat that a peer does not answer.
+const REPORTED: [&str; 1] = ["openraft"];
 /// Libraries whose errors come back to us, and are told by us in a sentence.
 const SILENT: [&str; 1] = ["kube_client"];
 
@@ -67,6 +69,7 @@ pub fn parse_level(level: &str) -> Result<EnvFilter> {
     }
     let unnamed = |library: &&&str| !directives.iter().any(|d| d.split(['=', ':']).next() == Some(**library));
     let mut all: Vec<String> = QUIET.iter().filter(unnamed).map(|quiet| format!("{quiet}=warn")).collect();
+    all.extend(REPORTED.iter().filter(unnamed).map(|reported| format!("{reported}=error")));
     // Whoever wants less than warnings gets no more of libraries either.
     if directives.iter().any(|d| ["off", "error"].contains(d)) {
         all.clear();
@@ -110,9 +113,9 @@ mod tests {
 
     #[test]
     fn a_library_is_quiet_unless_it_is_named() {
-        assert!(parse_level("debug").unwrap().to_string().contains("openraft=warn"));
-        assert!(!parse_level("error").unwrap().to_string().contains("openraft=warn"));
-        assert!(!parse_level("debug,openraft=trace").unwrap().to_string().contains("openraft=warn"));
+        assert!(parse_level("debug").unwrap().to_string().contains("openraft=error"));
+        assert!(!parse_level("error").unwrap().to_string().contains("h2=warn"));
+        assert!(!parse_level("debug,openraft=trace").unwrap().to_string().contains("openraft=error"));
     }
 
     #[test]
