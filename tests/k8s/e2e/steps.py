@@ -196,14 +196,12 @@ def drain(run: Run) -> None:
 @step("reinstall", "`helm uninstall` and `helm install` over the volumes that were kept")
 def reinstall(run: Run) -> None:
     fleet = run.fleet
-    fleet.load.pause()
     cluster, before = fleet.cluster_id(), fleet.identities()
     fleet.uninstall()
     fleet.install()
     fleet.whole(3, before)
     if fleet.cluster_id() != cluster or raft_ids(fleet.identities()) != raft_ids(before):
         raise Failed("another cluster, or other members, over the volumes that were kept")
-    fleet.load.resume()
 
 
 @step("client-pod", "the chart's example of a client's pod: the connection ConfigMap by `envFrom`, and no flags")
