@@ -104,7 +104,8 @@ async fn who_called_is_dialled_back_while_its_name_leads_nowhere() {
     // The port stands in the list of peers, as the address that was seen has none.
     let directory = BTreeMap::from([("1".to_string(), format!("node-1:{}", peer.address.port()))]);
     let me = peers("0", Uuid::from_u128(10), table.clone());
-    let myself = Myself { slot: "0".into(), seeds: Vec::new(), client_address: String::new(), ..*me.myself() };
+    let myself =
+        Myself { slot: "0".into(), seeds: Vec::new(), client_address: String::new(), ..*me.myself() };
     let me = Peers::new(myself, Arc::new(SystemClock::new()), Arc::new(directory), table.clone());
     assert!(hello(&me, "1").await.unwrap_err().contains("there is no such name"));
     me.saw("1", peer.address.ip());
