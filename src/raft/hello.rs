@@ -105,7 +105,15 @@ pub async fn hello(peers: &Peers, slot: &str) -> Result<HelloAnswer, String> {
     let header = Header::try_from(header).map_err(|refusal| refusal.to_string())?;
     let me = peers.identity();
     let expectation = Expectation { cluster: peers.cluster(), group: GROUP, me };
-    expectation.check_answer(&header, 0).map_err(|refusal| refusal.to_string())?;
+    let checked = expectation.check_answer(&header, 0);
+    let elsewhere =
+        || header.cluster.is_some() && peers.cluster().is_some() && header.cluster != peers.cluster();
+    let outdated = || peers.heard().compare(&header.from).is_err();
+    if checked.is_err() || header.from.slot != slot || elsewhere() || outdated() {
+        // Its address may have become somebody else's, who keeps the connection alive: the name may lead elsewhere by now.
+        peers.hang_up(slot);
+    }
+    checked.map_err(|refusal| refusal.to_string())?;
     let binding = binding(&answer, header.cluster)?;
     if answer.seeds.len() > MAX_SEEDS || answer.seeds.iter().any(|slot| !is_slot(slot)) {
         return Err("a list of seeds that cannot be".into());

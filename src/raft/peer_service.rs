@@ -81,6 +81,15 @@ impl Host {
         self.identity.borrow().binding.clone()
     }
 
+    /// Returns once the data directory is marked as one that left its cluster, durably.
+    pub async fn left(&self) {
+        let mut identity = self.identity.clone();
+        // A node that ends meanwhile marks nothing any more.
+        if identity.wait_for(|identity| matches!(identity.binding, Binding::Left { .. })).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// The other nodes.
     pub fn peers(&self) -> &Arc<Peers> {
         &self.peers

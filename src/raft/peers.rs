@@ -2,7 +2,8 @@
 //!
 //! A connection is kept for each slot and [`Lane`]: a snapshot under way must not hold up appends, nor appends a vote.
 //! Connections are lazy and made anew by tonic behind our back, each time asking the directory and resolving the name again
-//! ([`Connector`]), with no cache of failures: which is why every call and the first frame of every stream carries the [`header`](Peers::header).
+//! ([`Connector`]), with no cache of failures. But a connection that lives is never made anew by tonic, even if the address is somebody else's by
+//! now: [`hello`](super::hello), said again and again, finds that out and hangs up ([`Peers::hang_up`]). All of which is why every call and the first frame of every stream carries the [`header`](Peers::header).
 
 use std::{
     collections::HashMap,
@@ -198,6 +199,12 @@ impl Peers {
         Ok(PeerClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    /// Forgets the connections to a slot, because somebody else answers there: the next call dials anew. Calls under way go on.
+    pub(crate) fn hang_up(&self, slot: &str) {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        channels.retain(|(known, _), _| known != slot);
     }
 
     fn dial(&self, slot: &str) -> Result<Channel, String> {

@@ -120,7 +120,8 @@ impl Node {
         if self.is_leader() {
             return self.keep(wish, deadline).await;
         }
-        match self.leader() {
+        // Not one of whom nothing is heard any more: behind its name there may be somebody who knows of no cluster.
+        match self.live_leader() {
             Some(leader) if leader.id != self.peers().myself().raft_id => {
                 let header = self.peers().header(leader.id);
                 done(ask(self.peers(), &leader, header, &wish, deadline).await?.error)

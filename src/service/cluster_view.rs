@@ -112,7 +112,8 @@ pub trait ClusterView: Send + Sync + 'static {
     /// `Invalid` for a slot without a member; `Unavailable` without a leader, if there is no such place, or if it is not done in time.
     async fn promote(&self, slot: &str, ctx: Ctx) -> Result<()>;
 
-    /// Takes this node out of its cluster. Returns once that is committed; the node then marks its directory as one that has left.
+    /// Takes this node out of its cluster. Returns once that is committed and the directory is marked as one that has left; without the mark if no
+    /// other member confirms it within 5 s: then a later start finds out.
     ///
     /// # Errors
     /// `Unavailable` if it is not done in time, with the last reason why not.

@@ -1,14 +1,17 @@
 //! [`ClusterView`] on a node, from before it has a cluster until after it has stopped serving.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::Instant,
+    time::{Instant, timeout_at},
 };
 
 use super::{Check, ClusterView, Ctx, Member, Recovered, Status};
@@ -16,6 +19,9 @@ use crate::{
     error::{Error, NodeRef, Result},
     raft::{FEATURE_LEVEL, Host, MemberWish, Node, NodeMetrics, Peers, handshake},
 };
+
+/// How long a node that has left waits for its directory to be marked, which another member's word and one sync take.
+const MARK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Somebody asked for a recovery. Whoever holds the node's identity does it, and answers.
 #[derive(Debug)]
@@ -201,7 +207,11 @@ impl ClusterView for NodeView {
     }
 
     async fn leave(&self, ctx: Ctx) -> Result<()> {
-        self.running()?.leave(Instant::now() + ctx.timeout).await
+        let deadline = Instant::now() + ctx.timeout;
+        self.running()?.leave(deadline).await?;
+        // Whoever asked stops the node now. If nobody is left to confirm it, the mark is made at the next start.
+        drop(timeout_at(deadline.min(Instant::now() + MARK_PATIENCE), self.host.left()).await);
+        Ok(())
     }
 
     async fn recover(&self, cluster_id: &str) -> Result<Recovered> {

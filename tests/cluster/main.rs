@@ -16,6 +16,7 @@ mod elections;
 mod forming;
 mod increments;
 mod kills;
+mod members;
 mod misuse;
 mod recover;
 mod shutdown;
