@@ -319,8 +319,9 @@ fn finding_a_copy_of_the_running_start_counts_as_the_next_start() {
     must_find("of the running start", boots::LOST, Boots { when: When::AnyTime, restarts: [0; 4], ..COPIED });
 }
 
+/// A copy that heard that it is one marks its directory and never starts again; here it is killed before it heard.
 #[test]
-fn finding_a_refused_copy_gets_in_by_starting_again() {
+fn finding_a_copy_killed_before_it_is_told_gets_in_by_starting_again() {
     must_find("started twice", boots::LOST, Boots { restarts: [0, 0, 1, 1], ..COPIED });
 }
 
