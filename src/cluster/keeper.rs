@@ -142,8 +142,8 @@ impl Keeper {
     }
 
     async fn round(&mut self, sight: &Sight) {
-        let election = Duration::from_millis(self.node.options().election_timeout_max_ms);
-        let answers = |silent: Option<Duration>| silent.is_some_and(|silent| silent <= election);
+        let election = self.election();
+        let answers = |silent| answers(silent, election);
         self.look_for_surplus(sight, &answers).await;
         let Some(reign) = &mut self.reign else { return };
         let goal = std::mem::replace(&mut reign.goal, sight.last_index);
@@ -293,28 +293,54 @@ impl Keeper {
     /// was restarted.
     async fn record_starts(&self, sight: &Sight) {
         let me = self.node.peers().identity();
-        for (id, seen) in &sight.members {
-            let heard = if *id == me.raft_id {
-                Some((me.boot_counter, me.nonce))
-            } else {
-                self.node.peers().heard().last(*id)
-            };
-            let Some((boot_counter, nonce)) = heard else { continue };
-            let incarnation = *seen.incarnation.as_bytes();
-            let boot = BootRecord { raft_id: *id, incarnation, boot_counter, nonce };
-            if self.node.state().read().boot_records().get(&seen.slot).is_some_and(|known| {
-                *known == boot || (known.raft_id == boot.raft_id && known.boot_counter > boot.boot_counter)
-            }) {
-                continue;
-            }
-            let command = Command::new(Operation::RecordBoot { slot: seen.slot.clone(), boot });
-            let proposed = self.node.propose(encode_command(&command), Instant::now() + RECORD_TIMEOUT).await;
-            if let Err(error) = proposed {
-                tracing::debug!(slot = seen.slot, %error, "a start is not recorded yet");
+        let heard = |id: u64| match id == me.raft_id {
+            true => Some((me.boot_counter, me.nonce)),
+            false => self.node.peers().heard().last(id),
+        };
+        let to_record =
+            starts_to_record(sight, self.election(), heard, self.node.state().read().boot_records());
+        for (slot, boot) in to_record {
+            let command = encode_command(&Command::new(Operation::RecordBoot { slot, boot }));
+            if let Err(error) = self.node.propose(command, Instant::now() + RECORD_TIMEOUT).await {
+                tracing::debug!(%error, "a start is not recorded yet");
                 return;
             }
         }
     }
+
+    fn election(&self) -> Duration {
+        Duration::from_millis(self.node.options().election_timeout_max_ms)
+    }
+}
+
+/// The starts, by slot, that the state does not know yet, of members that answer: while a slot is being replaced it has two members, and only one
+/// record, which the dead one must not take back again and again.
+fn starts_to_record(
+    sight: &Sight,
+    election: Duration,
+    heard: impl Fn(u64) -> Option<(u64, u64)>,
+    known: &BTreeMap<String, BootRecord>,
+) -> Vec<(String, BootRecord)> {
+    let answering = sight.members.iter().filter(|(_, seen)| answers(seen.silent, election));
+    let starts = answering.filter_map(|(id, seen)| {
+        let (boot_counter, nonce) = heard(*id)?;
+        let incarnation = *seen.incarnation.as_bytes();
+        Some((&seen.slot, BootRecord { raft_id: *id, incarnation, boot_counter, nonce }))
+    });
+    starts
+        .filter(|(slot, boot)| {
+            let is_known = |known: &BootRecord| {
+                known == boot || (known.raft_id == boot.raft_id && known.boot_counter > boot.boot_counter)
+            };
+            !known.get(*slot).is_some_and(is_known)
+        })
+        .map(|(slot, boot)| (slot.clone(), boot))
+        .collect()
+}
+
+/// Whether a member that has been silent so long counts as one that answers.
+fn answers(silent: Option<Duration>, election: Duration) -> bool {
+    silent.is_some_and(|silent| silent <= election)
 }
 
 fn reply(asked: Asked, answer: Result<()>) {
@@ -390,5 +416,43 @@ fn want(roster: &mut Roster, wish: &MemberWish) {
         // It has become a leaving of that member.
         MemberWish::Retire { .. } => {}
         MemberWish::Promote { slot } => roster.promote = member_in(roster, slot).map(|(id, _)| id),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::raft::MemberSight;
+
+    fn seen(slot: &str, id: u64, silent_ms: Option<u64>) -> (u64, MemberSight) {
+        let silent = silent_ms.map(Duration::from_millis);
+        let incarnation = Uuid::from_u128(id.into());
+        (id, MemberSight { slot: slot.into(), incarnation, silent, matched: None })
+    }
+
+    fn boot(id: u64, boot_counter: u64) -> BootRecord {
+        let incarnation = *Uuid::from_u128(id.into()).as_bytes();
+        BootRecord { raft_id: id, incarnation, boot_counter, nonce: 7 }
+    }
+
+    #[test]
+    fn of_two_members_of_one_slot_only_the_one_that_answers_is_recorded() {
+        let sight = Sight::of([
+            seen("0", 10, Some(0)),
+            seen("1", 20, Some(9_000)),
+            seen("1", 21, Some(30)),
+            seen("2", 30, None),
+        ]);
+        let to_record = |known: &[(&str, BootRecord)]| {
+            let known = known.iter().map(|(slot, boot)| (slot.to_string(), boot.clone())).collect();
+            starts_to_record(&sight, Duration::from_millis(1000), |_| Some((3, 7)), &known)
+        };
+        let expect = |slot: &str, id| (slot.to_string(), boot(id, 3));
+        assert_eq!(to_record(&[]), [expect("0", 10), expect("1", 21)]);
+        // Once it is recorded nothing is left to do, however long the dead one stays a member; nor is a later record taken back.
+        assert_eq!(to_record(&[("0", boot(10, 3)), ("1", boot(21, 3))]), []);
+        assert_eq!(to_record(&[("0", boot(10, 4)), ("1", boot(20, 9))]), [expect("1", 21)]);
     }
 }

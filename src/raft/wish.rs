@@ -111,6 +111,15 @@ pub struct Sight {
     pub members: BTreeMap<u64, MemberSight>,
 }
 
+#[cfg(test)]
+impl Sight {
+    /// These members, none of whom votes.
+    pub(crate) fn of(members: impl IntoIterator<Item = (u64, MemberSight)>) -> Self {
+        let members = members.into_iter().collect();
+        Self { at: None, term: 1, last_index: 0, configs: Vec::new(), members }
+    }
+}
+
 impl Node {
     /// Asks for a change of the membership, here or of the leader, and waits until it is done.
     ///
