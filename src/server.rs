@@ -300,6 +300,8 @@ impl Server {
             node.retire_from_leading(hand_over).await;
         }
         self.joining.abort();
+        // It holds the directory's lock: whoever waits for the end of this may open it at once.
+        let _ = (&mut self.joining).await;
         self.stop_clients.send_replace(true);
         // The API ends by itself: it waits for requests under way, at most `DRAIN`.
         let _ = (&mut self.serving_clients).await;
