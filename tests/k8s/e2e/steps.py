@@ -76,7 +76,6 @@ def lose_two_volumes(run: Run) -> None:
     fleet.load.pause()
     fleet.whole(3)
     before = delete_pods(fleet, lost, volumes=True)
-    fleet.load.resume()
 
     def waits():
         statuses = fleet.statuses()
@@ -90,6 +89,14 @@ def lose_two_volumes(run: Run) -> None:
     why = eventually("all three to wait and to say why", waits, 90)
     for slot, reasons in why.items():
         print(f"  slot {slot} waits: {reasons}")
+    # Not earlier: the pods that are lost serve until they have ended, and what two of them acknowledge then is lost with them.
+    fleet.load.resume()
+
+    def tried():
+        if not any(entry.attempted > entry.acknowledged for entry in fleet.load.ledger.entries.values()):
+            raise Failed("nobody has tried to write")
+
+    eventually("a write to be tried", tried, 30)
     pod = fleet.pod(survivor).name
     page = fleet.kube.run("get", "--raw", f"/api/v1/namespaces/{fleet.kube.namespace}/pods/{pod}:7402/proxy/readyz", check=False)
     # kubectl gives the page of a 503 only as a sentence of its own.
