@@ -90,6 +90,7 @@ pub struct Node {
     leader_heard: Mutex<Option<Instant>>,
     stopping: AtomicBool,
     leaving: AtomicBool,
+    left: AtomicBool,
     standing: Notify,
 }
 
@@ -166,6 +167,7 @@ impl Node {
             leader_heard: Mutex::new(None),
             stopping: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
+            left: AtomicBool::new(false),
             standing: Notify::new(),
         });
         node.found().await?;
@@ -230,6 +232,15 @@ impl Node {
     /// Whether the node was asked to leave its cluster.
     pub fn is_leaving(&self) -> bool {
         self.leaving.load(Ordering::Acquire)
+    }
+
+    /// Whether it is no member any more, by its own wish: it waits to be stopped, and nobody in the cluster answers it.
+    pub fn has_left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_left(&self) {
+        self.left.store(true, Ordering::Release);
     }
 
     pub(super) fn set_leaving(&self) {

@@ -160,6 +160,7 @@ impl Node {
                 Err(error) => tracing::info!(%error, "leaving: asking again"),
             }
         }
+        self.set_left();
         self.retire_from_leading(false).await;
         self.look_at_standing();
         Ok(())

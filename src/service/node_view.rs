@@ -209,6 +209,7 @@ impl ClusterView for NodeView {
     async fn leave(&self, ctx: Ctx) -> Result<()> {
         let deadline = Instant::now() + ctx.timeout;
         self.running()?.leave(deadline).await?;
+        self.stop();
         // Whoever asked stops the node now. If nobody is left to confirm it, the mark is made at the next start.
         drop(timeout_at(deadline.min(Instant::now() + MARK_PATIENCE), self.host.left()).await);
         Ok(())

@@ -122,11 +122,16 @@ impl ReplicatedCache {
             };
             match tried {
                 Err(error @ (Error::NotLeader { .. } | Error::Unavailable(_))) => {
-                    pause(deadline, error).await?;
+                    self.pause(deadline, error).await?;
                 }
                 other => return other,
             }
         }
+    }
+
+    /// As [`pause`], but on a node that has left its cluster no next try will do: another node has to be asked.
+    async fn pause(&self, deadline: Instant, error: Error) -> Result<()> {
+        if self.node.has_left() { Err(Error::Shutdown) } else { pause(deadline, error).await }
     }
 }
 
@@ -155,7 +160,7 @@ impl Cache for ReplicatedCache {
             match self.write_once(&command, answer_bytes, deadline).await {
                 // All of these come before anything was proposed.
                 Err(error @ (Error::NotLeader { .. } | Error::Unavailable(_))) => {
-                    pause(deadline, error).await?;
+                    self.pause(deadline, error).await?;
                 }
                 other => return other,
             }

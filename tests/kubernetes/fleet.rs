@@ -12,7 +12,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -35,7 +35,7 @@ use tokio::{
     net::TcpStream,
     sync::{oneshot, watch},
     task::JoinHandle,
-    time::MissedTickBehavior,
+    time::{Instant, MissedTickBehavior},
 };
 use uuid::Uuid;
 
@@ -463,19 +463,24 @@ async fn run(
 pub struct Writer {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<Mutex<Vec<u32>>>,
+    slowest_ms: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
 impl Writer {
     pub fn start(client: Client) -> Self {
         let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
-        let (stopping, done) = (stop.clone(), acknowledged.clone());
+        let slowest_ms = Arc::new(AtomicU64::new(0));
+        let (stopping, done, slowest) = (stop.clone(), acknowledged.clone(), slowest_ms.clone());
         let task = tokio::spawn(async move {
             for n in 0.. {
                 if stopping.load(Ordering::Relaxed) {
                     break;
                 }
-                match client.set(key(n), n.to_string()).await {
+                let begun = Instant::now();
+                let written = client.set(key(n), n.to_string()).await;
+                slowest.fetch_max(begun.elapsed().as_millis() as u64, Ordering::Relaxed);
+                match written {
                     Ok(_) => done.lock().unwrap().push(n),
                     // Written or not: the next one is another key.
                     Err(ClientError::OutcomeUnknown(_)) => {}
@@ -483,7 +488,7 @@ impl Writer {
                 }
             }
         });
-        Self { stop, acknowledged, task }
+        Self { stop, acknowledged, slowest_ms, task }
     }
 
     pub fn acknowledged(&self) -> usize {
@@ -498,6 +503,11 @@ impl Writer {
             count => Err(format!("{count} of {goal}")),
         })
         .await;
+    }
+
+    /// How long any write took at most, that was finished.
+    pub fn slowest(&self) -> Duration {
+        Duration::from_millis(self.slowest_ms.load(Ordering::Relaxed))
     }
 
     /// Stops it, and reads all that was acknowledged.
