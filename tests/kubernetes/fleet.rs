@@ -304,7 +304,7 @@ impl Fleet {
     /// Waits until exactly these are members and all see it, and as many vote as should.
     pub async fn settled(&self, slots: &[u32]) -> Membership {
         let wanted: Vec<String> = slots.iter().map(ToString::to_string).collect();
-        let count = if slots.len() % 2 == 0 { slots.len() - 1 } else { slots.len() };
+        let count = if slots.len().is_multiple_of(2) { slots.len() - 1 } else { slots.len() };
         eventually(&format!("the members {wanted:?}"), async || {
             let seen: Vec<Membership> = slots.iter().map(|slot| self.members(*slot)).collect();
             let fits = |members: &Membership| {
