@@ -33,15 +33,16 @@ pub struct SpacePolicy {
 }
 
 impl SpacePolicy {
-    /// The default for the filesystem of `dir`: a watermark of a twentieth of it, at least 8 MiB and at most 256 MiB,
-    /// and a reserve of half the watermark, at most 4 MiB.
+    /// The default for the filesystem of `dir`: a watermark of a twentieth of it, at least 16 MiB and at most 256 MiB,
+    /// and a reserve of 10 MiB. Both hold a segment of the log (8 MiB): a write may begin one, and so does a start, which also writes a
+    /// few small files.
     ///
     /// # Errors
     /// The filesystem's.
     pub fn for_dir(dir: &Path) -> io::Result<Self> {
         let stat = rustix::fs::statvfs(dir)?;
-        let watermark = (stat.f_blocks.saturating_mul(stat.f_frsize) / 20).clamp(8 << 20, 256 << 20);
-        Ok(Self { watermark, reserve: (watermark / 2).min(4 << 20) })
+        let watermark = (stat.f_blocks.saturating_mul(stat.f_frsize) / 20).clamp(16 << 20, 256 << 20);
+        Ok(Self { watermark, reserve: 10 << 20 })
     }
 }
 
@@ -118,6 +119,18 @@ impl SpaceWatch {
     }
 }
 
+/// Gives the reserve back if less than its size is free. For a start: it writes the identity and opens the log before anybody watches the
+/// space, on a disk that may have become full meanwhile.
+pub(super) fn make_room(dir: &Path) {
+    let path = layout::reserve(dir);
+    if let (Ok(free), Ok(reserve)) = (free_bytes(dir), fs::metadata(&path))
+        && free < reserve.len()
+    {
+        tracing::warn!(free, reserve = reserve.len(), "the disk is nearly full; giving back the reserve");
+        let _ = fs::remove_file(&path);
+    }
+}
+
 /// A file with real blocks.
 fn make_reserve(path: &Path, size: u64) -> io::Result<()> {
     let mut file = File::create(path)?;
@@ -189,7 +202,7 @@ mod tests {
     fn the_default_suits_the_filesystem() {
         let dir = tempfile::tempdir().unwrap();
         let policy = SpacePolicy::for_dir(dir.path()).unwrap();
-        assert!((8 << 20..=256 << 20).contains(&policy.watermark));
+        assert!((16 << 20..=256 << 20).contains(&policy.watermark));
         assert!(free_bytes(dir.path()).unwrap() > 0);
     }
 }

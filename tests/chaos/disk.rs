@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-/// The size of an image; sparse, so it takes what is written.
+/// The size of an image unless said otherwise; sparse, so it takes what is written.
 const SIZE: &str = "512M";
 
 /// `EXT4_IOC_SHUTDOWN` with flag 2, `NOLOGFLUSH`. In Python, as Rust could only do it by unsafe code.
@@ -35,9 +35,14 @@ pub struct Disk {
 impl Disk {
     /// Makes an image in `home` and mounts it.
     pub fn create(home: &Path, name: &str) -> Result<Self, String> {
+        Self::sized(home, name, SIZE)
+    }
+
+    /// The same with another size, as `truncate` takes it.
+    pub fn sized(home: &Path, name: &str, size: &str) -> Result<Self, String> {
         let (image, mount) = (home.join(format!("{name}.img")), home.join(format!("{name}.mnt")));
         std::fs::create_dir_all(&mount).map_err(|e| e.to_string())?;
-        run("truncate", &["-s", SIZE, path(&image)])?;
+        run("truncate", &["-s", size, path(&image)])?;
         run("mkfs.ext4", &["-q", path(&image)])?;
         let disk = Self { image, mount };
         disk.mount()?;

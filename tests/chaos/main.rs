@@ -1,4 +1,4 @@
-//! What only root can do to a node: cut its power, run it as the first process of a machine.
+//! What only root can do to a node: cut its power, fill its disk, run it as the first process of a machine.
 //!
 //! Where the means are missing a test is reported as ignored, with a line `SKIPPED: ...` that says what is missing:
 //! libtest cannot decide that at run time, hence libtest-mimic.
@@ -12,6 +12,7 @@
 mod harness;
 
 mod disk;
+mod full_disk;
 mod power_cut;
 mod process_one;
 
@@ -32,6 +33,12 @@ fn main() -> ExitCode {
         trial("power_cut::what_was_synced_stays_and_what_was_not_goes", &power, power_cut::the_cut_cuts),
         trial("power_cut::one_node", &power, || block_on(power_cut::one_node())),
         trial("power_cut::all_nodes_at_once", &power, || block_on(power_cut::all_nodes_at_once())),
+        trial("full_disk::writes_are_refused_reads_go_on_and_it_recovers_by_itself", &power, || {
+            block_on(full_disk::writes_are_refused_reads_go_on_and_it_recovers_by_itself())
+        }),
+        trial("full_disk::a_full_follower_holds_nobody_up", &power, || {
+            block_on(full_disk::a_full_follower_holds_nobody_up())
+        }),
         trial("process_one::sigterm_ends_it_in_order", &one, || {
             block_on(process_one::sigterm_ends_it_in_order())
         }),

@@ -28,7 +28,7 @@ use uuid::Uuid;
 
 use super::{Binding, ClusterId, FoundingSet, Identity, raft_id};
 use crate::store::{
-    Snapshots, adopt,
+    Snapshots, adopt, disk,
     error::StoreError,
     files::{self, Decoder, Malformed},
     layout::{self, Format, Stage},
@@ -71,6 +71,7 @@ impl IdentityFile {
         check_slot(slot)?;
         files::create_dir(dir)?;
         let lock = lock(dir)?;
+        disk::make_room(dir);
         let path = layout::identity(dir);
         let (mut identity, pending) = match files::read_small(&path, MAX_BYTES)? {
             Some(bytes) => decode(&path, &bytes)?,
