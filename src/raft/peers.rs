@@ -3,7 +3,7 @@
 //! A connection is kept for each slot and [`Lane`]: a snapshot under way must not hold up appends, nor appends a vote.
 //! Connections are lazy and made anew by tonic behind our back, each time asking the directory and resolving the name again
 //! ([`Connector`]), with no cache of failures. But a connection that lives is never made anew by tonic, even if the address is somebody else's by
-//! now: [`hello`](super::hello), said again and again, finds that out and hangs up ([`Peers::hang_up`]). All of which is why every call and the first frame of every stream carries the [`header`](Peers::header).
+//! now: `hello`, said again and again, finds that out and hangs up ([`Peers::hang_up`]). All of which is why every call and the first frame of every stream carries the [`header`](Peers::header).
 
 use std::{
     collections::HashMap,
