@@ -29,6 +29,7 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let power = disk::missing();
     let one = process_one::missing();
+    let hostname = process_one::hostname_missing();
     let trials = vec![
         trial("power_cut::what_was_synced_stays_and_what_was_not_goes", &power, power_cut::the_cut_cuts),
         trial("power_cut::one_node", &power, || block_on(power_cut::one_node())),
@@ -41,6 +42,9 @@ fn main() -> ExitCode {
         }),
         trial("process_one::sigterm_ends_it_in_order", &one, || {
             block_on(process_one::sigterm_ends_it_in_order())
+        }),
+        trial("process_one::the_hostname_says_the_slot_or_what_to_do", &hostname, || {
+            block_on(process_one::the_hostname_says_the_slot_or_what_to_do())
         }),
     ];
     libtest_mimic::run(&arguments, trials).exit_code()
