@@ -84,17 +84,9 @@ pub struct Surroundings {
 
 impl Surroundings {
     /// This machine's, and the API of the Kubernetes that it is a pod of, if the configuration names its StatefulSet.
-    pub async fn system(config: &ServeConfig) -> Self {
-        let kubernetes: Option<Arc<dyn Kubernetes>> = match &config.statefulset {
-            None => None,
-            Some(name) => match kubernetes::Api::from_environment(name.clone()).await {
-                Ok(api) => Some(Arc::new(api)),
-                Err(error) => {
-                    tracing::warn!(statefulset = %name, "the Kubernetes API is not used: {error}");
-                    None
-                }
-            },
-        };
+    pub fn system(config: &ServeConfig) -> Self {
+        let statefulset = config.statefulset.clone();
+        let kubernetes = statefulset.map(|name| Arc::new(kubernetes::Late::new(name)) as Arc<dyn Kubernetes>);
         Self {
             clock: Arc::new(SystemClock::new()),
             resolver: Arc::new(SystemResolver::default()),
@@ -300,7 +292,7 @@ impl Server {
             node.retire_from_leading(hand_over).await;
         }
         self.joining.abort();
-        // It holds the directory's lock: whoever waits for the end of this may open it at once.
+        // It holds the directory's lock, which goes with it, or with the last write that it has begun.
         let _ = (&mut self.joining).await;
         self.stop_clients.send_replace(true);
         // The API ends by itself: it waits for requests under way, at most `DRAIN`.

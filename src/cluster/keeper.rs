@@ -82,6 +82,7 @@ struct Reign {
     surplus: BTreeSet<u64>,
     scale_asked: Instant,
     claimed: bool,
+    claim_tried: Option<Instant>,
     /// What was last logged as waiting.
     told: Vec<Blocked>,
 }
@@ -97,6 +98,7 @@ impl Reign {
             surplus: BTreeSet::new(),
             scale_asked: now,
             claimed: false,
+            claim_tried: None,
             told: Vec::new(),
         }
     }
@@ -212,14 +214,14 @@ impl Keeper {
     }
 
     async fn carry_out(&mut self, sight: &Sight, change: Change) {
+        if let Change::Add(newcomer) = &change
+            && !self.claim_before(newcomer).await
+        {
+            return;
+        }
         tracing::info!(?change, "membership");
         let done = match &change {
-            Change::Add(newcomer) => {
-                if !self.claim_before(newcomer).await {
-                    return;
-                }
-                timeout(CHANGE_TIMEOUT, self.node.add_learner(sight, newcomer)).await
-            }
+            Change::Add(newcomer) => timeout(CHANGE_TIMEOUT, self.node.add_learner(sight, newcomer)).await,
             Change::Remove(id) => timeout(CHANGE_TIMEOUT, self.node.remove_learner(sight, *id)).await,
             Change::Voters { ids, keep_removed } => {
                 timeout(CHANGE_TIMEOUT, self.node.set_voters(sight, ids.clone(), *keep_removed)).await
@@ -246,6 +248,12 @@ impl Keeper {
             return true;
         }
         let Some(cluster) = self.node.peers().cluster() else { return false };
+        // The newcomer asks on and on; the API is asked now and then.
+        let now = Instant::now();
+        if reign.claim_tried.is_some_and(|at| now.duration_since(at) < SCALE_ROUND) {
+            return false;
+        }
+        reign.claim_tried = Some(now);
         match kubernetes.create_claim(&cluster.to_string()).await {
             Ok(()) => reign.claimed = true,
             Err(error @ ApiError::Denied(_)) => {
@@ -330,7 +338,7 @@ fn starts_to_record(
     starts
         .filter(|(slot, boot)| {
             let is_known = |known: &BootRecord| {
-                known == boot || (known.raft_id == boot.raft_id && known.boot_counter > boot.boot_counter)
+                known == boot || (known.raft_id == boot.raft_id && known.boot_counter >= boot.boot_counter)
             };
             !known.get(*slot).is_some_and(is_known)
         })
@@ -454,5 +462,8 @@ mod tests {
         // Once it is recorded nothing is left to do, however long the dead one stays a member; nor is a later record taken back.
         assert_eq!(to_record(&[("0", boot(10, 3)), ("1", boot(21, 3))]), []);
         assert_eq!(to_record(&[("0", boot(10, 4)), ("1", boot(20, 9))]), [expect("1", 21)]);
+        // Another process of the same start: the state would refuse it again and again.
+        let copy = BootRecord { nonce: 8, ..boot(10, 3) };
+        assert_eq!(to_record(&[("0", copy), ("1", boot(21, 3))]), []);
     }
 }

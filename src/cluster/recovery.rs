@@ -147,6 +147,16 @@ pub fn all_others_are_lost(me: u64, membership: &Membership, heard: &BTreeMap<u6
         && others.all(|id| heard.get(&id) == Some(&Heard::Another))
 }
 
+/// Whether a node belongs, or belonged, to another cluster. One that was wiped belongs to none yet, or to this one again.
+fn is_elsewhere(binding: &Binding, present: Option<ClusterId>) -> bool {
+    match binding {
+        Binding::Formatted | Binding::Promised(_) => false,
+        Binding::Bound { cluster, .. } | Binding::Left { cluster } | Binding::Superseded { cluster } => {
+            Some(*cluster) != present
+        }
+    }
+}
+
 /// Asks at the slot of every other voter who is there.
 async fn listen(node: &Node, membership: &Membership) -> BTreeMap<u64, Heard> {
     let (me, present) = (node.peers().myself().raft_id, node.peers().cluster());
@@ -162,6 +172,8 @@ async fn listen(node: &Node, membership: &Membership) -> BTreeMap<u64, Heard> {
         let heard = match hello(node.peers(), &member.slot).await {
             Err(_) => Heard::Silence,
             Ok(answer) if answer.from.slot != member.slot => Heard::Silence,
+            // Whoever is at that address: another cluster's node says nothing about the voter.
+            Ok(answer) if is_elsewhere(&answer.binding, present) => Heard::Silence,
             Ok(answer) if *answer.from.incarnation.as_bytes() == member.incarnation => Heard::Itself,
             Ok(answer) if holds_more(&answer) => Heard::Successor,
             Ok(_) => Heard::Another,
@@ -264,6 +276,20 @@ mod tests {
 
     fn majority(slots: &[&str]) -> Result<(), Refusal> {
         Err(Refusal::Majority(slots.iter().map(|slot| (*slot).to_owned()).collect()))
+    }
+
+    #[test]
+    fn a_node_of_another_cluster_at_the_address_is_no_proof() {
+        let (ours, other) = (ClusterId([1; 16]), ClusterId([2; 16]));
+        for (binding, elsewhere) in [
+            (Binding::Formatted, false),
+            (Binding::Bound { cluster: ours, founders: None }, false),
+            (Binding::Bound { cluster: other, founders: None }, true),
+            (Binding::Left { cluster: other }, true),
+            (Binding::Left { cluster: ours }, false),
+        ] {
+            assert_eq!(is_elsewhere(&binding, Some(ours)), elsewhere, "{binding:?}");
+        }
     }
 
     #[test]

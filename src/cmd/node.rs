@@ -33,7 +33,7 @@ impl StopSignal {
 /// Binds the configured addresses and starts a node on this machine.
 pub(super) async fn start(config: ServeConfig) -> Result<Server> {
     let listeners = Listeners::bind(&config).await?;
-    let surroundings = Surroundings::system(&config).await;
+    let surroundings = Surroundings::system(&config);
     Server::start(config, listeners, surroundings).await
 }
 

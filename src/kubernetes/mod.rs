@@ -16,6 +16,7 @@
 
 mod api;
 mod fake;
+mod late;
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -25,6 +26,7 @@ use crate::error::Error;
 
 pub use api::Api;
 pub use fake::Fake;
+pub use late::Late;
 
 /// How long a call may take in all, its retries included.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);

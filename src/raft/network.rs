@@ -226,8 +226,10 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             return Err(StreamingError::Network(NetworkError::new(&error)));
         }
         let answer = answer.map_err(|s| unreachable(format!("{:?}: {}", s.code(), s.message())))?;
-        let vote = convert::vote_from_pb(answer.into_inner().vote)
-            .map_err(|e| StreamingError::Network(NetworkError::new(&e)))?;
+        let answer = answer.into_inner();
+        answered_by(&self.peers, self.target, answer.from).map_err(|error| unreachable(error.to_string()))?;
+        let vote =
+            convert::vote_from_pb(answer.vote).map_err(|e| StreamingError::Network(NetworkError::new(&e)))?;
         (self.on_snapshot)(SnapshotEvent::Sent);
         Ok(SnapshotResponse::new(vote))
     }

@@ -243,8 +243,8 @@ impl Node {
         self.left.store(true, Ordering::Release);
     }
 
-    pub(super) fn set_leaving(&self) {
-        self.leaving.store(true, Ordering::Release);
+    pub(super) fn set_leaving(&self, leaving: bool) {
+        self.leaving.store(leaving, Ordering::Release);
     }
 
     /// Waits until somebody has a reason to ask the others anew how this node stands.

@@ -162,7 +162,9 @@ impl Host {
         });
         match checked {
             Ok(header) => {
-                self.note_client_address(header.from.raft_id, &header.client_address);
+                if members.contains_key(&header.from.raft_id) {
+                    self.note_client_address(header.from.raft_id, &header.client_address);
+                }
                 Ok(())
             }
             Err(refusal) => Err(Box::new(self.refuse(refusal.reason(), refusal.to_string()))),
@@ -309,7 +311,8 @@ impl peer_server::Peer for PeerService {
         request: Request<Streaming<pb::SnapshotChunk>>,
     ) -> Result<Response<pb::SnapshotResponse>, Status> {
         let vote = receive_snapshot(&self.host, request.into_inner()).await?;
-        Ok(Response::new(pb::SnapshotResponse { vote: Some(vote) }))
+        let from = Some(pb::Identity::from(&self.host.peers.identity()));
+        Ok(Response::new(pb::SnapshotResponse { vote: Some(vote), from }))
     }
 
     async fn transfer_leader(

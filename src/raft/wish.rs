@@ -147,7 +147,7 @@ impl Node {
     /// # Errors
     /// The last reason why it was not removed in time.
     pub async fn leave(&self, deadline: Instant) -> Result<()> {
-        self.set_leaving();
+        self.set_leaving(true);
         let raft_id = self.peers().myself().raft_id;
         let mut again = tokio::time::interval(LEAVE_ROUND);
         loop {
@@ -156,7 +156,11 @@ impl Node {
             let patience = deadline.min(Instant::now() + LEAVE_PATIENCE);
             match self.wish(MemberWish::Leave { raft_id }, patience).await {
                 Ok(()) => break,
-                Err(error) if Instant::now() + LEAVE_ROUND >= deadline => return Err(error),
+                Err(error) if Instant::now() + LEAVE_ROUND >= deadline => {
+                    // If it is removed after all and still runs, it comes back as a new member.
+                    self.set_leaving(false);
+                    return Err(error);
+                }
                 Err(error) => tracing::info!(%error, "leaving: asking again"),
             }
         }
