@@ -92,11 +92,8 @@ def lose_two_volumes(run: Run) -> None:
     # Not earlier: the pods that are lost serve until they have ended, and what two of them acknowledge then is lost with them.
     fleet.load.resume()
 
-    def tried():
-        if not any(entry.attempted > entry.acknowledged for entry in fleet.load.ledger.entries.values()):
-            raise Failed("nobody has tried to write")
-
-    eventually("a write to be tried", tried, 30)
+    entries = fleet.load.ledger.entries.values()
+    eventually("a write to be tried", lambda: any(entry.attempted > entry.acknowledged for entry in entries), 30)
     pod = fleet.pod(survivor).name
     page = fleet.kube.run("get", "--raw", f"/api/v1/namespaces/{fleet.kube.namespace}/pods/{pod}:7402/proxy/readyz", check=False)
     # kubectl gives the page of a 503 only as a sentence of its own.
