@@ -9,7 +9,8 @@ use crate::harness::{Cluster, Options, eventually};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_alone_asks_again_and_again_and_never_raises_its_term() {
     let _machine = crate::harness::shared().await;
-    let mut cluster = Cluster::start(&Options::default()).await;
+    // openraft says whom it asked in warnings that are silenced otherwise.
+    let mut cluster = Cluster::start(&Options::with("--log-level", "info,openraft=warn")).await;
     let leader = cluster.leader().await;
     let alone = (leader + 1) % 3;
     let before = cluster.status(alone).await.unwrap().term;
