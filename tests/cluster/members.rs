@@ -347,11 +347,14 @@ impl Terms {
         Self { leaders, looking: looking.abort_handle() }
     }
 
-    /// Waits for a leader of a later term than any that was seen.
-    async fn another(&self) {
-        let last = || self.leaders.lock().unwrap().keys().last().copied();
-        let before = last();
-        eventually("a leader of a later term", SOON, async || match last() {
+    /// The last term in which a leader was seen.
+    fn last(&self) -> Option<u64> {
+        self.leaders.lock().unwrap().keys().last().copied()
+    }
+
+    /// Waits for a leader of a later term than `before`.
+    async fn later_than(&self, before: Option<u64>) {
+        eventually("a leader of a later term", SOON, async || match self.last() {
             now if now > before => Ok(()),
             now => Err(format!("the last term with a leader is {now:?}")),
         })
@@ -415,11 +418,12 @@ async fn of_two_processes_on_copies_of_one_directory_one_stops_for_good() {
         cluster.nodes.iter().map(|node| (node.slot.to_string(), only(node))).collect();
     everybody.push((format!("the copy of {slot}"), only(&copy)));
     let terms = Terms::watch(everybody);
-    terms.another().await;
+    terms.later_than(None).await;
 
     // Both at once, and an election while both may vote.
     cluster.nodes[slot].start();
     copy.start();
+    let before = terms.last();
     cluster.nodes[leader].kill();
     let original_ended = eventually("one of the two to end", SOON, async || {
         match (cluster.nodes[slot].ended(), copy.ended()) {
@@ -436,7 +440,7 @@ async fn of_two_processes_on_copies_of_one_directory_one_stops_for_good() {
     } else {
         println!("the copy was refused");
         is_superseded(&mut copy, &names).await;
-        terms.another().await;
+        terms.later_than(before).await;
     }
     cluster.nodes[leader].start();
     load.more("with one of them refused", ENOUGH).await;
