@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{
-    genesis::{Door, SeedAnswer},
+    genesis::{Door, FIRST_INDEX, SeedAnswer},
     run::{BindingStore, Genesis, Options, Peers, Watched, watch_founder},
     scale::Scale,
 };
@@ -72,7 +72,7 @@ impl Peers for RaftPeers {
     }
 
     async fn others(&self) -> Vec<String> {
-        self.scale.slots()
+        self.scale.slots().await
     }
 
     async fn claim(&self) -> Result<Option<String>, String> {
@@ -110,7 +110,7 @@ pub fn prepare(
 
 /// Watches, beside Raft, whether this founder's cluster can still come to be; returns only when it cannot and the founder holds nothing of it.
 pub async fn until_given_up(identity: Identity, peers: Arc<raft::Peers>, scale: Arc<Scale>, node: Arc<Node>) {
-    let holds_data = || node.log().last().is_some_and(|last| last.index > 0);
+    let holds_data = || node.log().last().is_some_and(|last| last.index > FIRST_INDEX);
     match watch_founder(identity, &RaftPeers::new(peers, scale), Options::default(), holds_data).await {
         Watched::GiveUp => {}
         Watched::Settled => std::future::pending().await,

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::genesis::gate_open;
+use super::genesis::{FIRST_INDEX, gate_open};
 use crate::{
     error::Error,
     raft::Node,
@@ -18,8 +18,6 @@ use crate::{
 const ROUND: Duration = Duration::from_millis(20);
 /// How long the proposal may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// The founding membership: every founder writes it by itself, so it proves nothing.
-const FIRST_INDEX: u64 = 0;
 
 /// Returns once the cluster is open.
 pub async fn keep(node: Arc<Node>) {

@@ -38,6 +38,9 @@ use uuid::Uuid;
 
 use crate::store::identity::{Binding, ClusterId, FoundingSet, raft_id};
 
+/// The index of the founding membership. Every founder writes that entry by itself, so having it proves nothing.
+pub const FIRST_INDEX: u64 = 0;
+
 /// What a seed is, as far as genesis asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {

@@ -27,6 +27,7 @@ use tokio::{
 };
 
 use super::{
+    genesis::FIRST_INDEX,
     plan::{self, Blocked, Change, Member, Roster},
     scale::Scale,
 };
@@ -45,8 +46,8 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 const RECORD_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the number of wanted replicas is asked for, while a member is silent.
 const SCALE_ROUND: Duration = Duration::from_secs(5);
-/// The founding membership: every founder writes it by itself, so it proves nothing.
-const FIRST_INDEX: u64 = 0;
+/// Wishes that are kept while they cannot be fulfilled yet.
+const MAX_WISHES: usize = 256;
 
 /// How the keeper works.
 #[derive(Debug, Clone)]
@@ -116,7 +117,7 @@ impl Keeper {
         rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             rounds.tick().await;
-            self.listen();
+            listen(&mut self.asked, &mut self.wishes);
             if !self.node.is_leader() {
                 self.reign = None;
                 let leader = self.node.leader();
@@ -133,14 +134,6 @@ impl Keeper {
             self.record_starts(&sight).await;
             self.round(&sight).await;
         }
-    }
-
-    /// Takes what was asked since the last round, and gives up what nobody waits for any more.
-    fn listen(&mut self) {
-        while let Ok(asked) = self.asked.try_recv() {
-            self.wishes.push(asked);
-        }
-        self.wishes.retain(|asked| !asked.answer.is_closed() && Instant::now() < asked.deadline);
     }
 
     async fn round(&mut self, sight: &Sight) {
@@ -220,17 +213,17 @@ impl Keeper {
             return;
         }
         tracing::info!(?change, "membership");
-        let done = match &change {
-            Change::Add(newcomer) => timeout(CHANGE_TIMEOUT, self.node.add_learner(sight, newcomer)).await,
-            Change::Remove(id) => timeout(CHANGE_TIMEOUT, self.node.remove_learner(sight, *id)).await,
-            Change::Voters { ids, keep_removed } => {
-                timeout(CHANGE_TIMEOUT, self.node.set_voters(sight, ids.clone(), *keep_removed)).await
-            }
-            Change::HandOver(slot) => {
-                timeout(CHANGE_TIMEOUT, self.node.hand_over(slot)).await.map(|r| r.map(drop))
+        let doing = async {
+            match &change {
+                Change::Add(newcomer) => self.node.add_learner(sight, newcomer).await,
+                Change::Remove(id) => self.node.remove_learner(sight, *id).await,
+                Change::Voters { ids, keep_removed } => {
+                    self.node.set_voters(sight, ids.clone(), *keep_removed).await
+                }
+                Change::HandOver(slot) => self.node.hand_over(slot).await.map(drop),
             }
         };
-        match done {
+        match timeout(CHANGE_TIMEOUT, doing).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::warn!(?change, %error, "the membership was not changed; looking again")
@@ -318,6 +311,17 @@ impl Keeper {
 
     fn election(&self) -> Duration {
         Duration::from_millis(self.node.options().election_timeout_max_ms)
+    }
+}
+
+/// Gives up the wishes that nobody waits for any more, and takes what was asked since the last round, as far as there is room: whoever asks
+/// beyond that is refused when the channel is full too.
+fn listen(asked: &mut mpsc::Receiver<Asked>, wishes: &mut Vec<Asked>) {
+    wishes.retain(|asked| !asked.answer.is_closed() && Instant::now() < asked.deadline);
+    while wishes.len() < MAX_WISHES
+        && let Ok(asked) = asked.try_recv()
+    {
+        wishes.push(asked);
     }
 }
 
@@ -443,6 +447,26 @@ mod tests {
     fn boot(id: u64, boot_counter: u64) -> BootRecord {
         let incarnation = *Uuid::from_u128(id.into()).as_bytes();
         BootRecord { raft_id: id, incarnation, boot_counter, nonce: 7 }
+    }
+
+    #[test]
+    fn wishes_are_bounded_and_those_that_nobody_waits_for_make_room() {
+        let (ask, mut asked) = mpsc::channel(2 * MAX_WISHES);
+        let mut waiting: Vec<_> = (0..MAX_WISHES as u64 + 10)
+            .map(|raft_id| {
+                let (answer, answered) = tokio::sync::oneshot::channel();
+                let deadline = Instant::now() + Duration::from_secs(3600);
+                ask.try_send(Asked { wish: MemberWish::Leave { raft_id }, deadline, answer }).unwrap();
+                answered
+            })
+            .collect();
+        let mut wishes = Vec::new();
+        listen(&mut asked, &mut wishes);
+        assert_eq!(wishes.len(), MAX_WISHES);
+        waiting.drain(..3);
+        listen(&mut asked, &mut wishes);
+        assert_eq!((wishes.len(), asked.len()), (MAX_WISHES, 7));
+        assert_eq!(wishes[0].wish, MemberWish::Leave { raft_id: 3 });
     }
 
     #[test]

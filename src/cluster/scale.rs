@@ -42,11 +42,17 @@ impl Scale {
     }
 
     /// The slots that the configuration knows of.
-    pub fn slots(&self) -> Vec<String> {
-        match (self.listed.is_empty(), (self.configured)()) {
-            (true, Some(replicas)) => (0..replicas).map(|ordinal| ordinal.to_string()).collect(),
-            _ => self.listed.clone(),
+    pub async fn slots(&self) -> Vec<String> {
+        if !self.listed.is_empty() {
+            return self.listed.clone();
         }
+        (0..self.replicas().await.unwrap_or(0)).map(|ordinal| ordinal.to_string()).collect()
+    }
+
+    /// What the configuration wants. It may be a file, so it is read off the runtime's threads.
+    async fn replicas(&self) -> Option<u32> {
+        let configured = self.configured.clone();
+        tokio::task::spawn_blocking(move || configured()).await.ok().flatten()
     }
 
     /// Whether the node in this slot was scaled away. False for a slot that is no ordinal, and where nothing says how many there are to be.
@@ -55,11 +61,11 @@ impl Scale {
     /// If the Kubernetes API does not answer: then nobody is taken for scaled away.
     pub async fn is_surplus(&self, slot: &str) -> Result<bool, ApiError> {
         let Ok(ordinal) = slot.parse::<u32>() else { return Ok(false) };
-        match (&self.kubernetes, (self.configured)()) {
-            (Some(kubernetes), _) => Ok(leaving(ordinal, &kubernetes.desired().await?)),
-            (None, Some(replicas)) => Ok(leaving(ordinal, &Desired::replicas(replicas))),
-            (None, None) => Ok(false),
-        }
+        let desired = match &self.kubernetes {
+            Some(kubernetes) => Some(kubernetes.desired().await?),
+            None => self.replicas().await.map(Desired::replicas),
+        };
+        Ok(desired.is_some_and(|desired| leaving(ordinal, &desired)))
     }
 }
 
@@ -90,10 +96,10 @@ mod tests {
         assert!(api.is_surplus("3").await.is_err());
     }
 
-    #[test]
-    fn members_may_be_in_every_slot_that_the_configuration_knows() {
-        assert_eq!(Scale::new(None, configured(Some(2)), Vec::new()).slots(), ["0", "1"]);
-        assert_eq!(Scale::new(None, configured(None), vec!["a".into()]).slots(), ["a"]);
-        assert_eq!(Scale::new(None, configured(None), Vec::new()).slots(), Vec::<String>::new());
+    #[tokio::test]
+    async fn members_may_be_in_every_slot_that_the_configuration_knows() {
+        assert_eq!(Scale::new(None, configured(Some(2)), Vec::new()).slots().await, ["0", "1"]);
+        assert_eq!(Scale::new(None, configured(None), vec!["a".into()]).slots().await, ["a"]);
+        assert_eq!(Scale::new(None, configured(None), Vec::new()).slots().await, Vec::<String>::new());
     }
 }

@@ -109,12 +109,13 @@ pub fn judge(me: &Me, answers: &BTreeMap<String, Result<HelloAnswer, String>>) -
     };
     for answer in heard().filter(|answer| cluster_of(answer) == Some(me.cluster)) {
         match answer.refused.as_str() {
-            "" => {}
             "RETIRED" => return Some(Verdict::Retired),
-            reason => {
+            reason @ ("STALE_BOOT" | "CLONED") => {
                 let (reason, by) = (reason.to_owned(), answer.from.slot.clone());
                 return Some(Verdict::Superseded { reason, by });
             }
+            // None, or one of a later release: a verdict is for good, so only what is understood is one.
+            _ => {}
         }
     }
     if me.holds_anything || heard().any(|answer| cluster_of(answer) == Some(me.cluster)) {
@@ -142,7 +143,7 @@ pub async fn watch(
             let me = &peers.myself().slot;
             let mut slots: Vec<String> = members.iter().map(|member| member.node.slot.clone()).collect();
             if slots.is_empty() {
-                slots = seeds.iter().cloned().chain(scale.slots()).collect();
+                slots = seeds.iter().cloned().chain(scale.slots().await).collect();
             }
             slots.sort_unstable();
             slots.dedup();
@@ -227,6 +228,7 @@ mod tests {
             let want = Verdict::Superseded { reason: reason.into(), by: "1".into() };
             assert_eq!(verdict(true, [bound(OURS, reason)]), Some(want));
         }
+        assert_eq!(verdict(true, [bound(OURS, "OF_A_LATER_RELEASE")]), None);
     }
 
     #[test]

@@ -119,6 +119,9 @@ impl Host {
     pub fn note_client_address(&self, raft_id: u64, address: &str) {
         let mut addresses = self.client_addresses.lock().unwrap_or_else(PoisonError::into_inner);
         if addresses.get(&raft_id).is_none_or(|known| known != address) {
+            // Whoever left is forgotten when somebody new comes.
+            let members = self.node().map(|node| node.slots()).unwrap_or_default();
+            addresses.retain(|id, _| members.contains_key(id));
             addresses.insert(raft_id, address.to_string());
         }
     }

@@ -22,7 +22,7 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
-    handshake::IdentityRef,
+    handshake::{IdentityRef, is_slot},
     node::Node,
     peers::{Lane, Peers},
     to_leader::{error_from_pb, millis_left},
@@ -350,8 +350,9 @@ pub(super) fn from_pb(
             let IdentityRef { raft_id, slot, incarnation, .. } = who;
             MemberWish::Join(Newcomer { raft_id, slot, incarnation })
         }
-        W::Retire(slot) => MemberWish::Retire { slot },
-        W::Promote(slot) => MemberWish::Promote { slot },
+        W::Retire(slot) if is_slot(&slot) => MemberWish::Retire { slot },
+        W::Promote(slot) if is_slot(&slot) => MemberWish::Promote { slot },
+        W::Retire(_) | W::Promote(_) => return Err("it names no slot".into()),
         W::Leave(raft_id) => MemberWish::Leave { raft_id },
     })
 }

@@ -1,7 +1,8 @@
 //! A node's life in its cluster: genesis or joining, Raft and what runs beside it, and how it ends.
 //!
 //! Whatever ends a member's life here is decided elsewhere (`cluster`); this carries it out, in the one order in which a crash at any point
-//! leaves a directory that says what it is: Raft stopped, then the identity, then everything else.
+//! leaves a directory that says what it is: Raft stopped, then the identity, then everything else. (A member that
+//! leaves is marked while it runs: it is none any more, and whoever asked waits for the mark.)
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,6 +34,7 @@ use crate::{
 const ENTRIES_IN_FLIGHT: usize = 1;
 /// Wishes for changes of the membership that wait for the leader's next look.
 const WISHES: usize = 256;
+
 /// Everything that genesis and Raft are started from.
 pub(super) struct Life {
     pub(super) config: ServeConfig,
@@ -152,7 +154,7 @@ impl Life {
     /// Stops Raft and makes the directory a new member's, unless an entry came in the last moment.
     async fn give_up(&self, node: &Node, identity: IdentityFile) -> Result<Ended> {
         node.shutdown().await?;
-        if node.log().last().is_some_and(|last| last.index > 0) {
+        if node.log().last().is_some_and(|last| last.index > cluster::genesis::FIRST_INDEX) {
             return Err(Error::Unavailable(
                 "an entry came while this founder was giving up: start it again".into(),
             ));
@@ -184,15 +186,16 @@ impl Life {
         identity: IdentityFile,
         published: watch::Sender<store::Identity>,
     ) -> Result<Ended> {
+        let cluster = self.peers.cluster().ok_or_else(|| storage("only a bound node has a standing"))?;
         match verdict {
-            Verdict::Retired => {
-                let cluster = self.peers.cluster().ok_or_else(|| storage("only a bound node is retired"))?;
+            Verdict::Retired if node.is_leaving() => {
+                // Whoever asked it to leave waits for the mark, and stops the node then.
                 let identity = cluster::run::save(identity, Binding::Left { cluster }).await?;
                 published.send_replace(identity.identity().clone());
-                if node.is_leaving() {
-                    tracing::info!(%cluster, "left the cluster; waiting to be stopped");
-                    return Ok(Ended::Failed(node.failed().await));
-                }
+                tracing::info!(%cluster, "left the cluster; waiting to be stopped");
+                Ok(Ended::Failed(node.failed().await))
+            }
+            Verdict::Retired => {
                 tracing::warn!(%cluster, "this incarnation was retired from its cluster: coming back as a new one");
                 self.format_anew(node, identity, "it was retired").await
             }
@@ -203,8 +206,6 @@ impl Life {
             Verdict::Superseded { reason, by } => {
                 node.shutdown().await?;
                 // Durable: every start raises the boot counter, so one that was only stopped would soon be taken for the later one.
-                let cluster =
-                    self.peers.cluster().ok_or_else(|| storage("only a bound node is superseded"))?;
                 cluster::run::save(identity, Binding::Superseded { cluster }).await?;
                 let error = store::StoreError::Superseded { dir: self.config.data_dir.clone(), cluster };
                 Err(Error::Storage(format!("{reason}, as slot {by} says: {error}")))

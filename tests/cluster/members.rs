@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
     process::Output,
     sync::{Arc, Mutex},
     time::Duration,
@@ -16,7 +15,8 @@ use tokio::{
 };
 
 use crate::harness::{
-    Cluster, Load, Node, Options, Rpc, Workload, alone, eventually, history::Action, larder, shared, signal,
+    Cluster, Load, Node, Options, Rpc, Workload, alone, copy_dir, eventually, history::Action, larder, only,
+    said, shared, signal,
 };
 
 /// How long anything that should happen may take.
@@ -72,34 +72,12 @@ async fn all_vote(cluster: &Cluster) -> Vec<Member> {
     .await
 }
 
-/// A client of one node that knows no other.
-fn only(node: &Node) -> Rpc {
-    Rpc::new(vec![node.endpoint()], 0)
-}
-
 /// Runs `larder` against these nodes.
 async fn cli(nodes: &[Node], arguments: &[&str]) -> Output {
     let endpoints: Vec<_> = nodes.iter().map(Node::endpoint).collect();
     let mut command = larder();
     command.args(["--endpoints", &endpoints.join(",")]).args(arguments);
     spawn_blocking(move || command.output().unwrap()).await.unwrap()
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn copy_dir(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy_dir(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), &target).unwrap();
-        }
-    }
 }
 
 /// Waits until `/readyz` of a node answers 503 and names the reason.

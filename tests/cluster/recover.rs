@@ -1,11 +1,11 @@
 //! A majority that is lost for good: nothing happens by itself, `larder recover` makes the survivor a new cluster with every
 //! acknowledged write, and nobody comes back into it on the old data.
 
-use std::{path::Path, process::Output, time::Duration};
+use std::{process::Output, time::Duration};
 
 use tokio::task::spawn_blocking;
 
-use crate::harness::{Cluster, Node, Options, Rpc, alone, eventually, larder};
+use crate::harness::{Cluster, Node, Options, alone, copy_dir, eventually, larder, only, said};
 
 /// How long anything that should happen may take.
 const SOON: Duration = Duration::from_secs(30);
@@ -17,30 +17,8 @@ async fn cli(node: &Node, arguments: &[&str]) -> Output {
     spawn_blocking(move || command.output().unwrap()).await.unwrap()
 }
 
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn copy_dir(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy_dir(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), &target).unwrap();
-        }
-    }
-}
-
 async fn cluster_id(cluster: &Cluster, slot: usize) -> String {
     cluster.status(slot).await.unwrap().header.unwrap().cluster_id
-}
-
-/// A client of one node that knows no other.
-fn only(node: &Node) -> Rpc {
-    Rpc::new(vec![node.endpoint()], 0)
 }
 
 fn value(n: u32) -> String {

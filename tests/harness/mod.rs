@@ -18,6 +18,6 @@ mod wait;
 
 pub use cluster::{Cluster, Options};
 pub use load::{Load, Workload};
-pub use node::{Exit, Node, larder, signal};
+pub use node::{Exit, Node, copy_dir, larder, only, said, signal};
 pub use rpc::{Failure, Rpc};
 pub use wait::{alone, eventually, shared};

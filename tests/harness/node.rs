@@ -4,7 +4,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::ErrorKind,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     time::Duration,
 };
 
@@ -13,7 +13,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::wait::eventually;
+use super::{rpc::Rpc, wait::eventually};
 
 /// The `larder` binary, with no setting of the caller's environment.
 pub fn larder() -> Command {
@@ -252,4 +252,28 @@ fn bytes_below(dir: &Path) -> u64 {
 /// The binary under test: what users run if `tests/run` names it, else the one built along with this test.
 fn binary() -> std::ffi::OsString {
     std::env::var_os("LARDER_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_larder").into())
+}
+
+/// A client of one node that knows no other.
+pub fn only(node: &Node) -> Rpc {
+    Rpc::new(vec![node.endpoint()], 0)
+}
+
+/// What a command said on standard error.
+pub fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Copies a data directory, as nobody should.
+pub fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), &target).unwrap();
+        }
+    }
 }
