@@ -16,7 +16,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// Why a request failed.
 #[derive(Debug, Clone)]
 pub struct Failure {
-    /// Whether the write surely was not applied: the node said so, or it never got the request.
+    /// Whether the write surely was not applied: the node said so, or it never took the request.
     pub surely_not_applied: bool,
     /// As gRPC says it.
     pub code: Code,
@@ -37,7 +37,7 @@ impl From<Status> for Failure {
         let info = status.get_details_error_info();
         let applied = info.as_ref().and_then(|i| i.metadata.get("applied").cloned());
         Self {
-            surely_not_applied: applied.as_deref() == Some("NO") || never_sent(&status),
+            surely_not_applied: applied.as_deref() == Some("NO") || never_taken(&status),
             code: status.code(),
             reason: info.map(|i| i.reason).unwrap_or_default(),
             text: format!("{} {:?}", status.message(), std::error::Error::source(&status)),
@@ -45,13 +45,18 @@ impl From<Status> for Failure {
     }
 }
 
-/// Whether the request was not even sent: nobody listens, or the connection ended while it waited for its turn.
-fn never_sent(status: &Status) -> bool {
+/// Whether the node never took the request: nobody listens, the connection ended while it waited for its turn, or the node said that it closes and
+/// that the request is behind the last one it took (RFC 9113, 6.8; h2 gives this error to no other stream). Histories are judged with what is
+/// concluded here: a write that was applied all the same would be found.
+fn never_taken(status: &Status) -> bool {
     let mut cause = std::error::Error::source(status);
     while let Some(error) = cause {
         let refused = |e: &std::io::Error| e.kind() == std::io::ErrorKind::ConnectionRefused;
+        let closing =
+            |e: &h2::Error| e.is_go_away() && e.is_remote() && e.reason() == Some(h2::Reason::NO_ERROR);
         if error.downcast_ref().is_some_and(refused)
             || error.downcast_ref().is_some_and(hyper::Error::is_canceled)
+            || error.downcast_ref().is_some_and(closing)
         {
             return true;
         }
